@@ -1,0 +1,44 @@
+# Everything starts here: `make demo` and `make test` set up what they need by themselves.
+PYTHON ?= python3
+# GPU users choose their own build: make demo TORCH="torch==2.13.0 --index-url <CUDA wheel index>"
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+READY := .venv/.ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lint format clean
+
+demo: $(READY)  ## The main job on the embedded model and corpus, start to finish
+	$(BIN)/strata demo
+
+test: $(READY)  ## All tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(READY)  ## Style, types and the layering of the folders
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Strata needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	rm -f .venv/.ready-*
+	touch $@
+
+clean:
+	rm -rf .venv runs
+
+# Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
+.PHONY: bench-training bench-quality
+bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-quality: $(READY)  ## Dictionaries recovered, and the papers' claims on small language models
+	$(BIN)/python -m benchmarks.quality $(ARGS)
