@@ -1,0 +1,193 @@
+"""The sparse autoencoder: an encoder, a selection, a decoder, and the units they work in."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.config import SaeConfig
+from sae.decoding import decode
+from sae.encoders import DenseEncoder
+from sae.jumprelu import BANDWIDTH, INITIAL_LOG_THRESHOLD, jump
+from sae.kron import KronEncoder
+from sae.latents import SparseLatents
+from sae.scaling import LayerScale, TokenStandardize
+from sae.selection import ScoreBlock, Selection, select_above, select_batch_top_k, select_top_k
+
+_UNSET = -1.0
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of activations."""
+
+    x_hat: Float[Tensor, "tokens d_model"]
+    """Reconstructions, in the model's units."""
+
+    latents: SparseLatents
+    """Their code, in the autoencoder's units."""
+
+
+class SparseAutoencoder(nn.Module):
+    """x_hat = latents @ w_dec + b_dec, with latents = selection(encoder(x - b_dec)).
+
+    `encode`, `decode` and `forward` work in the autoencoder's own units; `reconstruct` takes and
+    returns the model's. In training mode BatchTopK selects over the batch, in eval mode by its
+    running threshold; `reconstruct` always uses the threshold.
+    """
+
+    def __init__(
+        self, cfg: SaeConfig, layer_scale: Mapping[int, float], *, seed: int | None = 0
+    ) -> None:
+        """Draw the initial weights.
+
+        Args:
+            cfg: Architecture.
+            layer_scale: For each layer, sqrt(d_model) / (mean norm of its activations). Unused
+                with `token_standardize`.
+            seed: Of the initial weights, the same on every device; None leaves them 0, to be
+                loaded.
+        """
+        super().__init__()
+        self.cfg = cfg
+        if cfg.encoder == "dense":
+            self.encoder = DenseEncoder(cfg.d_model, cfg.d_sae)
+        else:
+            self.encoder = KronEncoder(cfg.d_model, cfg.encoder)
+        self.w_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_model))
+        """(d_sae, d_model): row j is what latent j writes; each row of norm 1."""
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_model))
+        """(d_model,)"""
+        self.scaling = (
+            LayerScale(layer_scale) if cfg.scaling == "layer_scale" else TokenStandardize()
+        )
+        jumps = cfg.selection == "jumprelu"
+        self.log_thresholds = nn.Parameter(torch.zeros(cfg.d_sae)) if jumps else None
+        """(d_sae,): logarithm of each latent's threshold; JumpReLU alone has it."""
+        # Smallest value that BatchTopK keeps, averaged over training batches; negative: never set.
+        self.register_buffer("threshold", torch.tensor(_UNSET))
+        self.threshold: Tensor
+        if seed is not None:
+            self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw encoder and decoder weights from a seed; biases and threshold as at the start."""
+        self.w_dec.copy_(self.encoder.initialise(torch.Generator().manual_seed(seed)))
+        self.b_dec.zero_()
+        self.threshold.fill_(_UNSET)
+        if self.log_thresholds is not None:
+            self.log_thresholds.fill_(INITIAL_LOG_THRESHOLD)
+
+    def encode(self, x: Float[Tensor, "tokens d_model"]) -> SparseLatents:
+        """Latents in use, in the autoencoder's units.
+
+        Raises:
+            ValueError: If x has another width or rows that aren't finite, or a BatchTopK
+                autoencoder in eval mode has no threshold yet.
+        """
+        self.check(x)
+        return self._encode(x, by_threshold=not self.training)
+
+    def _encode(
+        self, x: Tensor, *, by_threshold: bool, only: Tensor | None = None
+    ) -> SparseLatents:
+        x = x.to(self.b_dec.dtype)
+        chosen = self._select(x, by_threshold=by_threshold, only=only)
+        values, gates = self.encoder.values(chosen, x, self.b_dec), None
+        if self.log_thresholds is not None:
+            values, gates = jump(values, self.log_thresholds.exp()[chosen.pattern.indices])
+        return SparseLatents(values, chosen.pattern, gates)
+
+    @torch.no_grad()
+    def _select(self, x: Tensor, *, by_threshold: bool, only: Tensor | None) -> Selection:
+        n_tokens, d_sae = len(x), self.cfg.d_sae
+        k = self.cfg.k if only is None else min(self.cfg.k, len(only))
+        blocks = self.encoder.blocks(x - self.b_dec, only)
+        if self.cfg.selection == "topk":
+            return select_top_k(blocks, n_tokens, k, d_sae)
+        if self.log_thresholds is not None:
+            # In training also those just under their threshold: they are what moves it.
+            thresholds = self.log_thresholds.exp() - (0.0 if by_threshold else BANDWIDTH / 2)
+            return self._select_above(x, blocks, thresholds)
+        if not by_threshold:
+            return select_batch_top_k(blocks, n_tokens, k * n_tokens, d_sae)
+        if self.threshold < 0:
+            raise ValueError(
+                "this BatchTopK autoencoder has no inference threshold; one is learnt by the "
+                "first training step; train it, or encode in training mode (over the batch)"
+            )
+        return self._select_above(x, blocks, self.threshold.expand(d_sae))
+
+    def _select_above(
+        self, x: Tensor, blocks: Iterable[ScoreBlock], thresholds: Tensor
+    ) -> Selection:
+        bound = self.encoder.score_bound(thresholds.min().clamp(min=0))
+        chosen = select_above(blocks, bound, len(x), self.cfg.d_sae)
+        values = self.encoder.values(chosen, x, self.b_dec)
+        return chosen.keep(values > thresholds[chosen.pattern.indices])
+
+    def decode(self, latents: SparseLatents) -> Float[Tensor, "tokens d_model"]:
+        """Reconstructions, in the autoencoder's units."""
+        return decode(latents, self.w_dec) + self.b_dec
+
+    def forward(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
+        """Encode and decode, in the autoencoder's units."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        layer: Int[Tensor, " tokens"],
+        *,
+        only: Int[Tensor, " kept"] | None = None,
+    ) -> Reconstruction:
+        """Reconstruct activations of the model, at inference: the result depends on no batch.
+
+        Args:
+            x: Activations, in the model's units.
+            layer: The layer each came from.
+            only: Latents that take part in the selection, as if the others weren't there (TopK
+                fills k from these); all if None. `sae.progressive` has the form without refill.
+
+        Raises:
+            ValueError: If x has another width or rows that aren't finite, a layer has no scale,
+                or a BatchTopK autoencoder was never trained.
+        """
+        self.check(x)
+        units = self.scaling.units(x.to(self.b_dec.dtype), layer)
+        latents = self._encode(units.scale(x.to(self.b_dec.dtype)), by_threshold=True, only=only)
+        return Reconstruction(units.restore(self.decode(latents)).to(x.dtype), latents)
+
+    def check(self, x: Float[Tensor, "tokens d_model"]) -> None:
+        """Refuse activations that no autoencoder of this shape can read.
+
+        Raises:
+            ValueError: If x isn't a matrix of width d_model, has no rows, or rows that aren't
+                finite.
+        """
+        if x.ndim != 2 or x.shape[1] != self.cfg.d_model or len(x) == 0:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this autoencoder takes (tokens, {self.cfg.d_model})"
+                " with at least one token; pass activations of the model it was made for"
+            )
+        if not torch.linalg.vector_norm(x.detach(), float("inf")).isfinite():
+            bad = (~x.isfinite().all(1)).nonzero().flatten()
+            raise ValueError(
+                f"{len(bad)} of {len(x)} rows of x hold NaN or infinity (first: row {int(bad[0])});"
+                " activations are finite; drop those rows or harvest in a wider dtype"
+            )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return self.cfg.d_model
+
+    @property
+    def layer_scale(self) -> dict[int, float]:
+        """Factor of each layer; empty with `token_standardize`."""
+        if not isinstance(self.scaling, LayerScale):
+            return {}
+        return dict(zip(self.scaling.layers.tolist(), self.scaling.factors.tolist(), strict=True))

@@ -1,0 +1,80 @@
+"""The two sparse kernels everything is made of: weighted sums of rows, and dots of row pairs.
+
+Both go over the entries of a sparse matrix and read one row of a table for each; neither makes an
+(entries, d_model) copy.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_ENTRIES_AT_ONCE = 1 << 14
+
+
+def weighted_sums(
+    table: Float[Tensor, "rows d_model"],
+    picks: Int[Tensor, " entries"],
+    weights: Float[Tensor, " entries"],
+    offsets: Int[Tensor, " bags_plus_one"],
+) -> Float[Tensor, "bags d_model"]:
+    """Row b is the sum of `weights[e] * table[picks[e]]` over the entries e of bag b.
+
+    An empty bag gives zeros. Not differentiable: the callers write their own backward, because
+    that of the weighted `embedding_bag` makes copies and has no bfloat16 on CUDA
+    (pytorch#185808).
+    """
+    with torch.autocast(table.device.type, enabled=False):
+        return F.embedding_bag(
+            picks,
+            table.detach(),
+            offsets,
+            mode="sum",
+            per_sample_weights=weights.detach().to(table.dtype),
+            include_last_offset=True,
+        )
+
+
+def weighted_sums_reference(
+    table: Float[Tensor, "rows d_model"],
+    picks: Int[Tensor, " entries"],
+    weights: Float[Tensor, " entries"],
+    offsets: Int[Tensor, " bags_plus_one"],
+) -> Float[Tensor, "bags d_model"]:
+    """`weighted_sums` as its formula, with the copy it avoids."""
+    bags = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+    out = table.new_zeros(len(offsets) - 1, table.shape[1])
+    return out.index_add(0, bags, weights[:, None] * table[picks])
+
+
+def entry_dots(
+    left: Float[Tensor, "rows d_model"],
+    right: Float[Tensor, "latents d_model"],
+    rows: Int[Tensor, " entries"],
+    picks: Int[Tensor, " entries"],
+    offsets: Int[Tensor, " rows_plus_one"],
+) -> Float[Tensor, " entries"]:
+    """The dot product of `left[rows[e]]` with `right[picks[e]]` for each entry e.
+
+    `rows` and `offsets` say the same thing twice: entries come row by row.
+    """
+    left, right = left.detach().to(right.dtype), right.detach()
+    if left.device.type == "cpu":
+        # The dots of embedding_bag's own backward; public only through autograd, which would
+        # compute the table's gradient too.
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            left, right, picks, offsets[:-1], rows, 0
+        )
+    chunks = zip(rows.split(_ENTRIES_AT_ONCE), picks.split(_ENTRIES_AT_ONCE), strict=True)
+    return torch.cat([torch.linalg.vecdot(left[r], right[p]) for r, p in chunks])
+
+
+def entry_dots_reference(
+    left: Float[Tensor, "rows d_model"],
+    right: Float[Tensor, "latents d_model"],
+    rows: Int[Tensor, " entries"],
+    picks: Int[Tensor, " entries"],
+    offsets: Int[Tensor, " rows_plus_one"],
+) -> Float[Tensor, " entries"]:
+    """`entry_dots` as its formula."""
+    return (left[rows] * right[picks]).sum(-1)

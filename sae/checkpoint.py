@@ -1,0 +1,161 @@
+"""Autoencoders on disk: safetensors and JSON, versioned, without pickle.
+
+`sae.safetensors` alone is a whole checkpoint: its metadata holds the configuration, so a file is
+either there with all of it or not there. `sae.json` says the same for people.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sae.autoencoder import SparseAutoencoder
+from sae.config import KronShape, SaeConfig
+from sae.fit import Fit
+
+FORMAT = "strata-sae"
+VERSION = 1
+
+
+def save(folder: Path, sae: SparseAutoencoder, extra: Mapping[str, Any] | None = None) -> None:
+    """Write an autoencoder into a folder, atomically; an older one there is replaced.
+
+    Args:
+        folder: Made if absent.
+        sae: The autoencoder.
+        extra: Anything JSON can hold: where it came from, how it was trained.
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": config_to_json(sae.cfg),
+        "layer_scale": sae.layer_scale,
+        "dtype": str(sae.b_dec.dtype).removeprefix("torch."),
+        "extra": dict(extra or {}),
+    }
+    text = json.dumps(header)
+    _write(folder / "sae.safetensors", sae.state_dict(), {FORMAT: text})
+    partial = folder / "sae.json.partial"
+    partial.write_text(json.dumps(header, indent=2) + "\n")
+    os.replace(partial, folder / "sae.json")
+
+
+def load(
+    folder: Path, device: torch.device | str = "cpu"
+) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    """The autoencoder of a folder, in eval mode, and the `extra` it was saved with.
+
+    Raises:
+        ValueError: If the folder holds none, a damaged one, or one of a later version.
+    """
+    tensors, metadata = _read(folder / "sae.safetensors", device)
+    header = _header(metadata, folder / "sae.safetensors")
+    scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
+    with torch.device("meta"):
+        sae = SparseAutoencoder(config_from_json(header["config"]), scale, seed=None)
+    try:
+        sae.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the tensors of {folder} do not fit the configuration saved with them; a checkpoint "
+            f"holds both; fetch it again ({error})"
+        ) from error
+    return sae.eval(), header["extra"]
+
+
+def save_fit(folder: Path, fit: Fit, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the state of a training into `fit.safetensors`, atomically.
+
+    Args:
+        folder: Made if absent.
+        fit: The training.
+        extra: Anything JSON can hold that must be of the same moment: the data's cursor.
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": config_to_json(fit.sae.cfg),
+        "extra": dict(extra or {}),
+    }
+    _write(folder / "fit.safetensors", fit.state_dict(), {FORMAT: json.dumps(header)})
+
+
+def load_fit(folder: Path, fit: Fit) -> dict[str, Any]:
+    """Put a saved training state into `fit`; returns the `extra` it was saved with.
+
+    Raises:
+        ValueError: If the folder holds none, or one of another configuration or version.
+    """
+    tensors, metadata = _read(folder / "fit.safetensors", fit.sae.b_dec.device)
+    header = _header(metadata, folder / "fit.safetensors")
+    saved = config_from_json(header["config"])
+    if saved != fit.sae.cfg:
+        raise ValueError(
+            f"the training state in {folder} is of {saved}, this fit is of {fit.sae.cfg}; a fit "
+            "resumes with the configuration it began with; restore that, or start anew"
+        )
+    fit.load_state_dict(tensors)
+    return header["extra"]
+
+
+def config_to_json(cfg: SaeConfig) -> dict[str, Any]:
+    """The configuration as JSON holds it."""
+    return asdict(cfg)
+
+
+def config_from_json(data: Mapping[str, Any]) -> SaeConfig:
+    """The configuration that `config_to_json` wrote."""
+    encoder = data["encoder"]
+    return SaeConfig(
+        **{
+            **data,
+            "encoder": KronShape(**encoder) if isinstance(encoder, Mapping) else encoder,
+            "prefixes": tuple(data["prefixes"]),
+        }
+    )
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _read(path: Path, device: torch.device | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; a saved autoencoder is a folder with that file; check the path"
+        )
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); copying or writing it was cut "
+            "short; fetch or train it again"
+        ) from error
+
+
+def _header(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    if FORMAT not in metadata:
+        raise ValueError(
+            f"{path} was not written by Strata: its metadata has no '{FORMAT}'; "
+            "only Strata's own format is read here; convert it first"
+        )
+    header = json.loads(metadata[FORMAT])
+    if header["version"] > VERSION:
+        raise ValueError(
+            f"{path} is of format version {header['version']}; this Strata reads up to {VERSION}; "
+            "update Strata"
+        )
+    return header

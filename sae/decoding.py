@@ -1,0 +1,75 @@
+"""From latents back to activations: sums of the decoder rows in use."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.bags import entry_dots, weighted_sums
+from sae.latents import Pattern, SparseLatents
+
+
+def decode_reference(
+    latents: SparseLatents, w_dec: Float[Tensor, "d_sae d_model"]
+) -> Float[Tensor, "tokens d_model"]:
+    """What `decode` computes: the dense product."""
+    return latents.dense() @ w_dec
+
+
+def decode(
+    latents: SparseLatents, w_dec: Float[Tensor, "d_sae d_model"]
+) -> Float[Tensor, "tokens d_model"]:
+    """Sum of the decoder rows in use, each times its latent; without the decoder's bias.
+
+    Reads only the rows in use, and its backward writes the decoder's gradient latent by latent.
+    """
+    return _Decode.apply(latents.values, w_dec, latents.pattern)
+
+
+def decode_prefixes(
+    latents: SparseLatents,
+    w_dec: Float[Tensor, "d_sae d_model"],
+    prefixes: tuple[int, ...],
+) -> Float[Tensor, "prefixes tokens d_model"]:
+    """What each nested dictionary reconstructs from the one code, without the decoder's bias.
+
+    Element s uses latents below `prefixes[s]` (Matryoshka, arXiv 2503.17547, 3.2: one shared code,
+    gradients through all prefixes). Each entry is decoded once, into its segment; the prefixes
+    are running sums of the segments.
+    """
+    pattern = latents.pattern
+    bounds = torch.tensor(prefixes, device=pattern.indices.device)
+    segments = torch.searchsorted(bounds, pattern.indices, right=True)
+    bags = segments * pattern.n_rows + pattern.rows
+    n_bags = len(prefixes) * pattern.n_rows
+    sorted_bags, order = torch.sort(bags, stable=True)
+    starts = torch.searchsorted(sorted_bags, torch.arange(n_bags + 1, device=bags.device))
+    by_segment = Pattern(indices=pattern.indices[order], offsets=starts, d_sae=pattern.d_sae)
+    sums = _Decode.apply(latents.values[order], w_dec, by_segment)
+    return sums.view(len(prefixes), pattern.n_rows, -1).cumsum(0)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, w_dec: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(values, w_dec)
+        ctx.pattern = pattern
+        return weighted_sums(w_dec, pattern.indices, values, pattern.offsets)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        values, w_dec = ctx.saved_tensors
+        pattern: Pattern = ctx.pattern
+        grad = grad.contiguous()
+        grad_values = grad_w_dec = None
+        if ctx.needs_input_grad[0]:
+            dots = entry_dots(grad, w_dec, pattern.rows, pattern.indices, pattern.offsets)
+            grad_values = dots.to(values.dtype)
+        if ctx.needs_input_grad[1]:
+            order = pattern.by_latent.order
+            grad_w_dec = weighted_sums(
+                grad.to(w_dec.dtype), pattern.rows[order], values[order], pattern.by_latent.offsets
+            )
+        return grad_values, grad_w_dec, None

@@ -1,0 +1,326 @@
+"""Training, without anything but mathematics: a step at a time, resumable bit for bit."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.autoencoder import SparseAutoencoder
+from sae.decoding import decode, decode_prefixes
+from sae.firing import Firing
+from sae.jumprelu import sparsity_penalty
+from sae.latents import SparseLatents
+from sae.losses import auxk_loss, auxk_size, nested_loss, total_variance
+from sae.selection import select_top_k
+
+_ROWS_AT_ONCE = 512  # Rows of the decoder that stay in cache between two passes.
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How a sparse autoencoder is trained.
+
+    Raises:
+        ValueError: If a value is outside its range.
+    """
+
+    batch_tokens: int = 4096
+    """Tokens a step, as the data loader is asked for them; the step takes what it is given."""
+
+    lr: float | None = None
+    """Peak learning rate; None: 2e-4 / sqrt(d_sae / 2^14), the rule of sparsify and Group-SAE."""
+
+    weight_decay: float = 0.0
+    """Decoupled (AdamW); 0 is Adam."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's."""
+
+    warmup_fraction: float = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+
+    decay_fraction: float = 0.2
+    """Share of the steps, at the end, over which it falls linearly to 0."""
+
+    auxk_coefficient: float = 1 / 32
+    """Weight of AuxK; 0 turns it off."""
+
+    dead_after_tokens: int = 10_000_000
+    """A latent is dead when it was unused for so many tokens."""
+
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of all weights together; infinity turns clipping off."""
+
+    threshold_momentum: float = 0.99
+    """Of BatchTopK's running threshold."""
+
+    prefix_weights: Literal["equal", "size"] = "equal"
+    """Matryoshka: each prefix's loss weighs 1, or in proportion to its size (mean 1)."""
+
+    sparsity_coefficient: float = 1e-3
+    """JumpReLU: price of sparsity, in FVU per unit of `sparsity_penalty`; raises L0 as it falls."""
+
+    sparsity_penalty: Literal["step", "tanh"] = "step"
+    """JumpReLU: `step` counts latents in use, `tanh` sums tanh of their values."""
+
+    def __post_init__(self) -> None:
+        fractions = (self.warmup_fraction, self.decay_fraction)
+        faults = {
+            "batch_tokens": (self.batch_tokens >= 1, "it counts tokens: 1 or more"),
+            "lr": (self.lr is None or self.lr > 0, "it is positive; leave it out for the rule"),
+            "weight_decay": (self.weight_decay >= 0, "0 (Adam) or more"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "both lie in [0, 1)"),
+            "warmup_fraction": (
+                min(fractions) >= 0 and sum(fractions) <= 1,
+                f"it and decay_fraction={self.decay_fraction} are from 0 and together at most 1",
+            ),
+            "auxk_coefficient": (self.auxk_coefficient >= 0, "0 (off) or more"),
+            "dead_after_tokens": (self.dead_after_tokens >= 1, "it counts tokens: 1 or more"),
+            "grad_clip": (self.grad_clip > 0, "it is positive; infinity turns clipping off"),
+            "threshold_momentum": (0 <= self.threshold_momentum < 1, "it lies in [0, 1)"),
+            "prefix_weights": (self.prefix_weights in ("equal", "size"), "it is equal or size"),
+        }
+        wrong = [
+            f"{name}: {getattr(self, name)!r} can't be; {rule}"
+            for name, (holds, rule) in faults.items()
+            if not holds
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+
+    def lr_at(self, step: int, n_steps: int, d_sae: int) -> float:
+        """Learning rate of a step, counted from 0: warm-up, plateau, linear fall to 0."""
+        peak = self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
+        warmup, decay = self.warmup_fraction * n_steps, self.decay_fraction * n_steps
+        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        falling = min(1.0, (n_steps - step) / decay) if decay else 1.0
+        return peak * max(0.0, min(rising, falling))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a training step saw, before its update."""
+
+    step: int
+    """Steps done, this one included."""
+
+    loss: float
+    """What was minimised: FVU in the autoencoder's units, summed over prefixes, plus AuxK."""
+
+    fvu: float
+    """Fraction of variance unexplained of this batch, in the model's units; lower is better."""
+
+    l0: float
+    """Mean latents in use per token."""
+
+    dead_fraction: float
+    """Share of latents unused for `dead_after_tokens` tokens."""
+
+    auxk_loss: float
+    """FVU of the residual as dead latents explain it; 0 while none is dead."""
+
+    grad_norm: float
+    """Norm of the gradient of all weights, before clipping."""
+
+    lr: float
+    """Learning rate of this step."""
+
+
+class Fit:
+    """Fits an autoencoder, batch by batch.
+
+    Order of a step: forward, loss, backward, projection of the decoder's gradient, clipping,
+    Adam, renormalisation of the decoder's rows. Steps draw no random numbers: given the same state
+    and batches, a step on the CPU gives the same bits.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, cfg: FitConfig, n_steps: int, seed: int = 0) -> None:
+        """Prepare the optimizer.
+
+        Args:
+            sae: The autoencoder; trained in place.
+            cfg: How to train.
+            n_steps: Steps of the whole training, which the learning rate's course depends on.
+            seed: Of the weights that `initialise` draws.
+        """
+        self.sae, self.cfg, self.n_steps, self.seed = sae, cfg, n_steps, seed
+        self.step_count = 0
+        self.firing = Firing(sae.cfg.d_sae, sae.b_dec.device)
+        self.adam = torch.optim.AdamW(
+            sae.parameters(), lr=1.0, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
+        )
+
+    @torch.no_grad()
+    def initialise(self, x: Float[Tensor, "tokens d_model"], layer: Int[Tensor, " tokens"]) -> None:
+        """Draw the weights from the seed; set b_dec to the mean of a first batch.
+
+        Args:
+            x: Activations, in the model's units; not consumed, train on them too.
+            layer: The layer each came from.
+        """
+        self.sae.check(x)
+        scaled = self._scaled(x, layer)[0]
+        self.sae.initialise(self.seed)
+        self.sae.b_dec.copy_(scaled.mean(0))
+
+    def step(self, x: Float[Tensor, "tokens d_model"], layer: Int[Tensor, " tokens"]) -> StepReport:
+        """Train on a batch.
+
+        Args:
+            x: Activations, in the model's units.
+            layer: The layer each came from.
+
+        Raises:
+            ValueError: If x has another width or rows that aren't finite, or a layer has no scale;
+                nothing is changed then.
+        """
+        sae = self.sae
+        sae.check(x)
+        sae.train()
+        scaled, unit = self._scaled(x, layer)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.is_cuda):
+            latents = sae.encode(scaled)
+        self.firing.update(latents)
+        prefixes = self._prefixes(latents)
+        error = (scaled - prefixes[-1]).detach()
+        loss = nested_loss(scaled, prefixes, self._prefix_weights(len(prefixes)))
+        dead = self.firing.dead(self.cfg.dead_after_tokens)
+        aux = self._auxk(scaled, error, dead)
+        loss = loss + self.cfg.auxk_coefficient * aux
+        if latents.gates is not None:
+            paid = sparsity_penalty(latents, self.cfg.sparsity_penalty)
+            loss = loss + self.cfg.sparsity_coefficient * paid
+        loss.backward()
+        lr = self.cfg.lr_at(self.step_count, self.n_steps, sae.cfg.d_sae)
+        norm = self._update(lr)
+        self._track_threshold(latents)
+        self.step_count += 1
+        figures = [
+            loss,
+            (error * unit).square().sum() / total_variance(x),
+            (latents.values > 0).sum() / latents.n_tokens,
+            dead.float().mean(),
+            aux,
+            norm,
+        ]
+        loss, fvu, l0, dead_fraction, aux, norm = torch.stack(
+            [figure.detach().float() for figure in figures]
+        ).tolist()
+        return StepReport(
+            step=self.step_count,
+            loss=loss,
+            fvu=fvu,
+            l0=l0,
+            dead_fraction=dead_fraction,
+            auxk_loss=aux,
+            grad_norm=norm,
+            lr=lr,
+        )
+
+    def _scaled(self, x: Tensor, layer: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(self.sae.b_dec.dtype)
+        units = self.sae.scaling.units(x, layer)
+        return units.scale(x), units.unit
+
+    def _prefixes(self, latents: SparseLatents) -> Tensor:
+        sae = self.sae
+        if len(sae.cfg.prefixes) > 1:
+            return decode_prefixes(latents, sae.w_dec, sae.cfg.prefixes) + sae.b_dec
+        return sae.decode(latents)[None]
+
+    def _prefix_weights(self, n_prefixes: int) -> Tensor:
+        weights = torch.ones(n_prefixes, device=self.sae.b_dec.device)
+        if n_prefixes > 1 and self.cfg.prefix_weights == "size":
+            weights = torch.tensor(self.sae.cfg.prefixes, device=weights.device).float()
+            weights = weights / weights.mean()
+        return weights
+
+    def _auxk(self, scaled: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+        """AuxK of Gao et al. 2024: dead latents explain the residual, scaled by how many there are.
+
+        Stays within the encoder and decoder rows of dead latents; b_dec takes no part.
+        """
+        sae = self.sae
+        ids = dead.nonzero().flatten() if self.cfg.auxk_coefficient else dead.new_zeros(0).long()
+        if not len(ids):
+            return scaled.new_zeros(())
+        k_aux = auxk_size(sae.cfg.d_model)
+        b_dec = sae.b_dec.detach()
+        with torch.autocast(scaled.device.type, dtype=torch.bfloat16, enabled=scaled.is_cuda):
+            blocks = sae.encoder.blocks(scaled - b_dec, only=ids)
+            chosen = select_top_k(blocks, len(scaled), min(k_aux, len(ids)), sae.cfg.d_sae)
+        values = sae.encoder.values(chosen, scaled, b_dec)
+        explained = decode(SparseLatents(values, chosen.pattern), sae.w_dec)
+        return auxk_loss(residual, explained) * min(len(ids) / k_aux, 1.0)
+
+    @torch.no_grad()
+    def _update(self, lr: float) -> Tensor:
+        """One step of Adam under the constraint that decoder rows have norm 1."""
+        w_dec = self.sae.w_dec
+        gradient = w_dec.grad
+        assert gradient is not None
+        for grad, rows in zip(
+            gradient.split(_ROWS_AT_ONCE), w_dec.split(_ROWS_AT_ONCE), strict=True
+        ):
+            grad -= (grad * rows).sum(1, keepdim=True) * rows
+        grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
+        self.adam.grad_scale = (norm / self.cfg.grad_clip).clamp(min=1.0).float()  # pyright: ignore
+        self.adam.param_groups[0]["lr"] = lr
+        self.adam.step()
+        self.adam.zero_grad()
+        for rows in w_dec.split(_ROWS_AT_ONCE):
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            rows /= norms.clamp(min=torch.finfo(rows.dtype).tiny)
+        return norm
+
+    @torch.no_grad()
+    def _track_threshold(self, latents: SparseLatents) -> None:
+        if self.sae.cfg.selection != "batch_topk" or not len(latents.values):
+            return
+        smallest, threshold = latents.values.min(), self.sae.threshold
+        momentum = self.cfg.threshold_momentum
+        moved = momentum * threshold + (1 - momentum) * smallest
+        threshold.copy_(torch.where(threshold < 0, smallest, moved))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything a resumed fit needs, as tensors by name: `sae.`, `adam.`, `firing.`, `step`."""
+        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.adam.state.get(parameter, {}).items():
+                state[f"adam.{name}.{key}"] = value
+        state["firing.tokens_since"] = self.firing.tokens_since
+        state["step"] = torch.tensor(self.step_count)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken, to the bit.
+
+        Raises:
+            ValueError: If the state is of an autoencoder of another shape.
+        """
+        weights = {n.removeprefix("sae."): t for n, t in state.items() if n.startswith("sae.")}
+        try:
+            self.sae.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                "the saved training state does not fit this autoencoder; a fit resumes with the "
+                f"configuration it began with; restore that, or start anew ({error})"
+            ) from error
+        for name, parameter in self.sae.named_parameters():
+            prefix = f"adam.{name}."
+            saved: dict[str, Any] = {
+                key.removeprefix(prefix): tensor.to(parameter.device).clone()
+                for key, tensor in state.items()
+                if key.startswith(prefix)
+            }
+            self.adam.state.pop(parameter, None)
+            if saved:
+                self.adam.state[parameter] = saved
+        self.firing.tokens_since.copy_(state["firing.tokens_since"])
+        self.step_count = int(state["step"])

@@ -1,0 +1,188 @@
+"""How good a reconstruction is: each metric defined once, streamed in float64, mergeable.
+
+`update` takes a batch, `merge` another worker's part; the order of batches changes nothing but
+the last bits.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.latents import SparseLatents
+
+
+class ReconstructionMetrics:
+    """FVU, explained variance, L0, cosine and norm ratio over all tokens seen."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        self._n_nonzero = 0
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._total = self._error = self._l0 = self._cosine = self._norm_ratio = 0.0
+
+    def update(
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        x_hat: Float[Tensor, "tokens d_model"],
+        latents: SparseLatents | None = None,
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            x: Activations, in the model's units.
+            x_hat: Their reconstructions.
+            latents: Their code, for L0; None where there is none (an ablation).
+        """
+        other = ReconstructionMetrics()
+        x, x_hat = x.detach().double(), x_hat.detach().double()
+        other.n_tokens = len(x)
+        mean = x.mean(0)
+        other._mean = mean.cpu()
+        norms, norms_hat = (
+            torch.linalg.vector_norm(x, dim=1),
+            torch.linalg.vector_norm(x_hat, dim=1),
+        )
+        nonzero = norms > 0
+        both = torch.where(nonzero & (norms_hat > 0), norms * norms_hat, 1.0)
+        sums = [
+            (x - mean).square().sum(),
+            (x - x_hat).square().sum(),
+            ((x * x_hat).sum(1) / both)[nonzero].sum(),
+            (norms_hat[nonzero] / norms[nonzero]).sum(),
+            nonzero.sum().double(),
+            (latents.values > 0).sum().double() if latents else x.new_zeros(()),
+        ]
+        total, error, cosine, ratio, n_nonzero, l0 = torch.stack(sums).tolist()
+        other._total, other._error, other._cosine, other._norm_ratio = total, error, cosine, ratio
+        other._n_nonzero, other._l0 = int(n_nonzero), l0
+        self.merge(other)
+
+    def merge(self, other: "ReconstructionMetrics") -> "ReconstructionMetrics":
+        """Add what another has seen; returns self.
+
+        The variance of the whole is joined by the means' distance (Chan et al. 1983), so a large
+        mean costs no digits.
+        """
+        if not other.n_tokens:
+            return self
+        if not self.n_tokens:
+            self._mean = torch.zeros_like(other._mean)
+        n_tokens = self.n_tokens + other.n_tokens
+        shift = other._mean - self._mean
+        apart = float(shift.square().sum()) * self.n_tokens * other.n_tokens / n_tokens
+        self._total += other._total + apart
+        self._mean = self._mean + shift * (other.n_tokens / n_tokens)
+        self._error += other._error
+        self._l0 += other._l0
+        self._cosine += other._cosine
+        self._norm_ratio += other._norm_ratio
+        self._n_nonzero += other._n_nonzero
+        self.n_tokens = n_tokens
+        return self
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean|^2; lower is better.
+
+        A ratio of sums, the mean taken over everything seen. 1: no better than the mean.
+
+        Raises:
+            ValueError: If all activations were equal, where it isn't defined.
+        """
+        self._need_tokens()
+        if self._total == 0:
+            raise ValueError(
+                f"the {self.n_tokens} activations are all equal, so there is no variance to "
+                "explain; FVU needs at least two different ones; check the store, or add tokens"
+            )
+        return self._error / self._total
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - FVU; higher is better."""
+        return 1 - self.fvu
+
+    @property
+    def l0(self) -> float:
+        """Mean latents in use per token."""
+        self._need_tokens()
+        return self._l0 / self.n_tokens
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine of x and x_hat over tokens with x != 0; a zero x_hat counts 0. 1 is best."""
+        self._need_tokens()
+        return self._cosine / max(self._n_nonzero, 1)
+
+    @property
+    def norm_ratio(self) -> float:
+        """Mean of |x_hat| / |x| over tokens with x != 0; below 1 is shrinkage."""
+        self._need_tokens()
+        return self._norm_ratio / max(self._n_nonzero, 1)
+
+    def _need_tokens(self) -> None:
+        if not self.n_tokens:
+            raise ValueError(
+                "no activations were counted; a metric needs at least one batch; call update first"
+            )
+
+
+class LatentCounts:
+    """How often, and how strongly, each latent is in use."""
+
+    def __init__(self, d_sae: int) -> None:
+        self.n_tokens = 0
+        self.counts: Int[Tensor, " d_sae"] = torch.zeros(d_sae, dtype=torch.int64)
+        """Tokens on which each latent was in use."""
+        self.energy: Float[Tensor, " d_sae"] = torch.zeros(d_sae, dtype=torch.float64)
+        """Sum of each latent's squared values."""
+
+    def update(self, latents: SparseLatents) -> None:
+        """Count a batch."""
+        self.n_tokens += latents.n_tokens
+        values = latents.values.detach().double().cpu()
+        indices = latents.indices.cpu()
+        self.counts.index_add_(0, indices, (values > 0).long())
+        self.energy.index_add_(0, indices, values.square())
+
+    def merge(self, other: "LatentCounts") -> "LatentCounts":
+        """Add what another has seen; returns self."""
+        self.n_tokens += other.n_tokens
+        self.counts += other.counts
+        self.energy += other.energy
+        return self
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of latents in use on no token seen; 0 is best. Falls as more tokens are seen."""
+        return float((self.counts == 0).double().mean())
+
+    @property
+    def frequencies(self) -> Float[Tensor, " d_sae"]:
+        """Share of tokens on which each latent is in use, in float64."""
+        return self.counts.double() / max(self.n_tokens, 1)
+
+    def histogram(
+        self, edges: Float[Tensor, " edges"] | None = None
+    ) -> tuple[Int[Tensor, " bins"], Float[Tensor, " edges"]]:
+        """Living latents by log10 of their frequency, and the bins' edges (half decades)."""
+        if edges is None:
+            edges = torch.arange(-16, 1, dtype=torch.float64) / 2
+        logs = self.frequencies[self.counts > 0].log10()
+        return torch.histogram(logs, edges.double()).hist.long(), edges
+
+
+def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
+    """Share of the cross-entropy lost by ablation that the autoencoder saves.
+
+    (ablated - spliced) / (ablated - clean): 1 is lossless, 0 no better than ablation.
+
+    Raises:
+        ValueError: If ablation costs nothing, where it isn't defined.
+    """
+    if not ablated > clean:
+        raise ValueError(
+            f"cross-entropy is {ablated} with the layer ablated and {clean} without; ablation must "
+            "cost something for a share of it to be saved; use more tokens or another layer"
+        )
+    return (ablated - spliced) / (ablated - clean)
