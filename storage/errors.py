@@ -1,0 +1,5 @@
+"""What a user can mend about a store, as against what we got wrong."""
+
+
+class StoreError(ValueError):
+    """A store can't be created, written or read as asked; the message says what to do."""

@@ -1,0 +1,57 @@
+"""Files that are either whole or not there, whatever moment the process dies at."""
+
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What a file must look like to be the one that was written."""
+
+    n_bytes: int
+    """Its length."""
+
+    crc32c: str
+    """Checksum over all its bytes, eight hexadecimal digits."""
+
+
+def write_file(path: Path, parts: Iterable[bytes]) -> FileRecord:
+    """Write `parts` one after the other as the file `path`, atomically and durably.
+
+    The bytes go to a name of this call's own beside the file, reach the disk, and only then take
+    the file's name; an older file of that name is replaced. What calls that were killed have left
+    under their own names is removed first: a path has one writer at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{path.name}.*.partial"):
+        leftover.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    n_bytes, checksum = 0, 0
+    try:
+        with partial.open("wb") as file:
+            for part in parts:
+                file.write(part)
+                n_bytes += len(part)
+                checksum = google_crc32c.extend(checksum, part)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+    return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

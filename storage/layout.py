@@ -1,0 +1,286 @@
+"""The arithmetic of an activation store: which rows stand where. No input or output.
+
+A *shard* is the unit of writing: one file per array, one writer. A *chunk* is the unit of reading.
+The sequences of a shard are a random draw over the whole split, and its rows are permuted, alike in
+every array, so that rows stay aligned across layers and a chunk is already well mixed.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Int64, Shaped, UInt8, UInt16, UInt32
+
+from storage.draw import Stream, layer_draw, permutation
+from storage.dtypes import DTYPES, stored_dtype
+from storage.errors import StoreError
+from storage.shards import CHECKSUM_BYTES, shard_file_bytes
+
+ROOT_COLUMNS = {
+    "sequence": np.dtype("<u4"),
+    "position": np.dtype("<u2"),
+    "token_id": np.dtype("<u4"),
+}
+"""Columns that are the same for all arrays of a store, and their dtypes."""
+
+_LAYER_DTYPE, _NORM_DTYPE = np.dtype("u1"), np.dtype("<f4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """Everything that decides what a store holds, but for the model and the tokens."""
+
+    d_model: int
+    """Width of the activations."""
+
+    layers: tuple[int, ...]
+    """All layers that the store covers, ascending."""
+
+    groups: tuple[tuple[int, ...], ...] = ()
+    """One array per group, with one layer per row; empty: one array per layer, all at every row."""
+
+    split: str
+    """The split of the token store."""
+
+    n_population: int
+    """Sequences in that split."""
+
+    n_sequences: int
+    """How many of them are harvested: the first of a seeded permutation of all."""
+
+    rows_per_sequence: int
+    """Token positions stored of each sequence."""
+
+    first_position: int
+    """The first of these positions: 1 where a BOS token stands at 0, which is not stored."""
+
+    sequences_per_chunk: int
+    """Size of a chunk; the last may be short."""
+
+    chunks_per_shard: int
+    """Size of a shard; the last may be short."""
+
+    seed: int
+    """Decides which sequences, in which order, and which layer of a group each token gives."""
+
+    dtype: str
+    """float16, bfloat16 or float32."""
+
+    scales: tuple[float, ...]
+    """Per layer of `layers`, a power of two: what is stored is the activation times it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no store can be."""
+        for name in ("d_model", "n_sequences", "rows_per_sequence", "sequences_per_chunk"):
+            self._require(
+                getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "at least 1"
+            )
+        self._require(self.chunks_per_shard >= 1, f"{self.chunks_per_shard=}", "at least 1")
+        self._require(
+            self.n_sequences <= self.n_population < 2**32,
+            f"n_sequences is {self.n_sequences} of a population of {self.n_population}",
+            "at most the population, and that below 2^32",
+        )
+        self._require(
+            self.first_position >= 0 and self.first_position + self.rows_per_sequence <= 2**16,
+            f"positions run from {self.first_position}, {self.rows_per_sequence} of them",
+            "within 0 to 65535",
+        )
+        layers = self.layers
+        self._require(
+            len(layers) > 0
+            and list(layers) == sorted(set(layers))
+            and 0 <= layers[0] <= layers[-1] <= 255,
+            f"layers are {layers}",
+            "ascending numbers from 0 to 255, at least one",
+        )
+        grouped = [layer for group in self.groups for layer in group]
+        self._require(
+            not self.groups
+            or (
+                sorted(grouped) == list(layers)
+                and all(group and list(group) == sorted(group) for group in self.groups)
+            ),
+            f"groups are {self.groups} over the layers {layers}",
+            "each layer in exactly one group, ascending, no group empty",
+        )
+        self._require(
+            self.dtype in DTYPES, f"the dtype is {self.dtype!r}", f"one of {', '.join(DTYPES)}"
+        )
+        self._require(
+            len(self.scales) == len(layers)
+            and all(0 < s < np.inf and np.frexp(s)[0] == 0.5 for s in self.scales),
+            f"scales are {self.scales} for {len(layers)} layers",
+            "one power of two per layer",
+        )
+
+    @staticmethod
+    def _require(holds: bool, what_is: str, what_may_be: str) -> None:
+        if not holds:
+            raise StoreError(f"{what_is}; a store takes {what_may_be}: correct the specification")
+
+    # Sizes
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of every array."""
+        return self.n_sequences * self.rows_per_sequence
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk."""
+        return self.sequences_per_chunk * self.rows_per_sequence
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard."""
+        return self.chunk_rows * self.chunks_per_shard
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks of every array of activations."""
+        return -(-self.n_sequences // self.sequences_per_chunk)
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of every array: the units of work of a harvest."""
+        return -(-self.n_chunks // self.chunks_per_shard)
+
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of all files of a shard, but for its commit record."""
+        chunk_bytes = self.chunk_rows * self.d_model * stored_dtype(self.dtype).itemsize
+        n_chunks = min(self.chunks_per_shard, self.n_chunks - shard * self.chunks_per_shard)
+        activations = shard_file_bytes(n_chunks, chunk_bytes, self.chunks_per_shard)
+        columns = sum(
+            self.shard_rows * dtype.itemsize + CHECKSUM_BYTES for dtype in self.columns.values()
+        )
+        return activations * len(self.arrays) + columns
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all shards, but for metadata and commit records."""
+        last = self.n_shards - 1
+        return last * self.shard_bytes(0) + self.shard_bytes(last)
+
+    # Names
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of activations: `layers/3` or `groups/0`."""
+        if self.groups:
+            return tuple(f"groups/{g}" for g in range(len(self.groups)))
+        return tuple(f"layers/{layer}" for layer in self.layers)
+
+    def layers_of(self, array: str) -> tuple[int, ...]:
+        """The layers whose activations an array holds.
+
+        Raises:
+            StoreError: If the store has no such array.
+        """
+        if array not in self.arrays:
+            raise StoreError(f"there is no array {array!r}; the store has {', '.join(self.arrays)}")
+        if self.groups:
+            return self.groups[self.arrays.index(array)]
+        return (self.layers[self.arrays.index(array)],)
+
+    @property
+    def columns(self) -> dict[str, np.dtype]:
+        """Names of all columns, with their dtypes."""
+        columns = dict(ROOT_COLUMNS)
+        for array in self.arrays:
+            if self.groups:
+                columns[f"{array}/layer"] = _LAYER_DTYPE
+            columns[f"{array}/norm"] = _NORM_DTYPE
+        return columns
+
+    # Rows
+
+    def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """First row of a chunk, and the first after it. Chunks are counted over the whole store."""
+        return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.n_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First row of a shard, and the first after it.
+
+        Raises:
+            StoreError: If there is no such shard.
+        """
+        if not 0 <= shard < self.n_shards:
+            raise StoreError(
+                f"there is no shard {shard}; the store has shards 0 to {self.n_shards - 1}"
+            )
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n_rows)
+
+    def sequences_of(self, shard: int) -> Int64[np.ndarray, " sequences"]:
+        """Which sequences of the split a shard holds, ascending."""
+        start, stop = (row // self.rows_per_sequence for row in self.shard_range(shard))
+        return np.sort(_population_order(self.n_population, self.seed)[start:stop])
+
+    def permutation_of(self, shard: int) -> Int64[np.ndarray, " rows"]:
+        """Which row in reading order (sequence by sequence) stands at each row of a shard."""
+        start, stop = self.shard_range(shard)
+        return permutation(stop - start, self.seed, Stream.SHARD_ROWS, shard)
+
+    def rows_of(
+        self, shard: int
+    ) -> tuple[UInt32[np.ndarray, " rows"], UInt16[np.ndarray, " rows"]]:
+        """The columns sequence and position of a shard, as stored."""
+        source = self.permutation_of(shard)
+        sequence = self.sequences_of(shard)[source // self.rows_per_sequence]
+        position = self.first_position + source % self.rows_per_sequence
+        return sequence.astype(np.uint32), position.astype(np.uint16)
+
+    def row_layers(
+        self,
+        array: str,
+        sequence: Shaped[np.ndarray, " rows"],
+        position: Shaped[np.ndarray, " rows"],
+    ) -> UInt8[np.ndarray, " rows"]:
+        """The layer whose activation an array stores of each token."""
+        layers = self.layers_of(array)
+        if not self.groups:
+            return np.full(len(sequence), layers[0], np.uint8)
+        return layer_draw(self.seed, sequence, position, self.arrays.index(array), layers)
+
+    # Text
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification as JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "StoreSpec":
+        """The specification that `to_json` gave.
+
+        Raises:
+            StoreError: If a key is missing or unknown, or the values make no store.
+        """
+        known = {field.name for field in fields(cls)}
+        if set(data) != known:
+            raise StoreError(
+                f"the specification has the keys {sorted(data)}, and must have {sorted(known)}; "
+                "its file was edited or damaged, so harvest again into another folder"
+            )
+        tuples = {
+            "layers": tuple(data["layers"]),
+            "groups": tuple(tuple(group) for group in data["groups"]),
+            "scales": tuple(data["scales"]),
+        }
+        return cls(**{**data, **tuples})
+
+    @property
+    def digest(self) -> str:
+        """A checksum of the specification, by which commit records know their store."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return f"{google_crc32c.value(text.encode()):08x}"
+
+
+@lru_cache(maxsize=4)
+def _population_order(n_population: int, seed: int) -> Int64[np.ndarray, " sequences"]:
+    """The order in which sequences enter a store: drawn once, needed for every shard."""
+    order = permutation(n_population, seed, Stream.POPULATION)
+    order.flags.writeable = False
+    return order

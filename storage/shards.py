@@ -1,0 +1,54 @@
+"""The bytes of a shard, written by hand: a third of the cost of writing through zarr.
+
+The same bytes zarr writes (a test compares them), for two kinds of arrays:
+an array of activations has the sharding codec, with the index at the end;
+a column has one plain chunk per shard. Every chunk is followed by its crc32c.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Shaped
+
+CHECKSUM_BYTES = 4
+INDEX_ENTRY_BYTES = 16
+_ABSENT = 2**64 - 1
+
+
+def with_checksum(data: bytes) -> bytes:
+    """`data`, then its crc32c as a little-endian uint32: zarr's crc32c codec."""
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def padded(
+    rows: Shaped[np.ndarray, "rows *width"], n_rows: int
+) -> Shaped[np.ndarray, "n_rows *width"]:
+    """`rows` filled up with zeros to `n_rows`, as zarr stores a chunk at the end of an array."""
+    if len(rows) == n_rows:
+        return rows
+    out = np.zeros((n_rows, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
+    return out
+
+
+def shard_parts(chunks: Iterable[bytes], chunks_per_shard: int) -> Iterator[bytes]:
+    """The file of a shard, piece by piece: its chunks in order, then the index.
+
+    Chunks that a short last shard lacks are marked absent in the index.
+    """
+    index = np.full((chunks_per_shard, 2), _ABSENT, "<u8")
+    offset = 0
+    for i, chunk in enumerate(chunks):
+        data = with_checksum(chunk)
+        index[i] = offset, len(data)
+        offset += len(data)
+        yield data
+    yield with_checksum(index.tobytes())
+
+
+def shard_file_bytes(n_chunks: int, chunk_bytes: int, chunks_per_shard: int) -> int:
+    """Length of the file of a shard that holds `n_chunks` chunks."""
+    index = chunks_per_shard * INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+    return n_chunks * (chunk_bytes + CHECKSUM_BYTES) + index

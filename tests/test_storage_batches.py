@@ -1,0 +1,184 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.activations import ActivationStore
+from storage.batches import Batch, Cursor, ShuffledBatches, chunk_windows
+from storage.errors import StoreError
+from storage.hygiene import Hygiene, RowFilter
+from tests.stores import filled_store, small_spec
+
+GROUPS = ((0, 2), (1,))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ActivationStore:
+    return filled_store(tmp_path_factory.mktemp("store"), small_spec(groups=GROUPS))
+
+
+@pytest.fixture(scope="module")
+def per_layer(tmp_path_factory) -> ActivationStore:
+    return filled_store(tmp_path_factory.mktemp("store"), small_spec(dtype="float16"))
+
+
+def reader(store: ActivationStore, batch_rows=7, window_chunks=4, seed=0, drop=(0,), array=None):
+    row_filter = RowFilter(Hygiene(), drop, {0: 2.0, 1: 2.0, 2: 2.0})
+    array = array or store.spec.arrays[0]
+    return ShuffledBatches(store, array, row_filter, batch_rows, window_chunks, seed)
+
+
+def epoch(batches: ShuffledBatches, n: int = 0) -> list[Batch]:
+    stream = batches.batches(Cursor(epoch=n))
+    return [batch for _, batch in islice(stream, batches.batches_per_epoch)]
+
+
+def rows(batches: list[Batch]) -> np.ndarray:
+    """Each row with its layer, in the order of reading."""
+    return np.concatenate([np.column_stack([b.x, b.layer]) for b in batches])
+
+
+def in_order(table: np.ndarray) -> np.ndarray:
+    return table[np.lexsort(table.T)]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    batch_rows=st.integers(1, 130),
+    window_chunks=st.integers(1, 14),
+    seed=st.integers(0, 2**40),
+    number=st.integers(0, 3),
+    array=st.sampled_from(["groups/0", "groups/1"]),
+)
+def test_every_kept_row_comes_exactly_once_per_epoch(
+    store, batch_rows, window_chunks, seed, number, array
+):
+    batches = reader(store, batch_rows, window_chunks, seed, array=array)
+    n_rows = store.spec.n_rows
+    kept = store.column("token_id", 0, n_rows) != 0
+    expected = np.column_stack([store.read(array, 0, n_rows), store.row_layers(array, 0, n_rows)])[
+        kept
+    ]
+
+    seen = epoch(batches, number)
+
+    assert batches.n_rows == kept.sum() < n_rows
+    np.testing.assert_array_equal(in_order(rows(seen)), in_order(expected))
+    assert all(len(batch.layer) == batch_rows for batch in seen[:-1])
+
+
+@settings(deadline=None, max_examples=15)
+@given(batch_rows=st.integers(1, 60), window_chunks=st.integers(1, 14), done=st.integers(0, 200))
+def test_resuming_at_any_cursor_gives_the_unbroken_stream(store, batch_rows, window_chunks, done):
+    batches = reader(store, batch_rows, window_chunks)
+    done %= 2 * batches.batches_per_epoch
+    unbroken = list(islice(batches.batches(Cursor()), done + 4))
+
+    again = reader(store, batch_rows, window_chunks)
+    for start in (unbroken[done][0], Cursor(step=done)):
+        for (cursor, batch), (expected_cursor, expected) in zip(
+            again.batches(start), unbroken[done:], strict=False
+        ):
+            assert cursor == expected_cursor
+            np.testing.assert_array_equal(batch.x, expected.x)
+            np.testing.assert_array_equal(batch.layer, expected.layer)
+
+
+@settings(deadline=None, max_examples=15)
+@given(window_chunks=st.integers(1, 14), sizes=st.tuples(*[st.integers(1, 130)] * 2))
+def test_the_order_of_rows_does_not_depend_on_the_batch_size(store, window_chunks, sizes):
+    one, other = (rows(epoch(reader(store, size, window_chunks))) for size in sizes)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_epochs_and_seeds_differ_in_order(store):
+    orders = [
+        rows(epoch(reader(store, seed=seed), number)) for seed, number in ((0, 0), (0, 1), (1, 0))
+    ]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (orders[i] != orders[j]).any()
+
+
+def test_rows_of_a_single_chunk_are_permuted_anew_each_epoch(tmp_path):
+    batches = reader(filled_store(tmp_path / "s", small_spec(n_sequences=2)))
+    one, other = (rows(epoch(batches, number)) for number in (0, 1))
+    assert (one != other).any()
+    np.testing.assert_array_equal(in_order(one), in_order(other))
+
+
+def test_per_layer_arrays_carry_their_layer_and_stay_aligned_across_arrays(per_layer):
+    streams = [epoch(reader(per_layer, array=array)) for array in per_layer.spec.arrays]
+    for layer, stream in enumerate(streams):
+        assert all((batch.layer == layer).all() for batch in stream)
+    sizes = [[len(batch.layer) for batch in stream] for stream in streams]
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n_chunks=st.integers(1, 200),
+    chunks_per_shard=st.integers(1, 16),
+    window_chunks=st.integers(1, 40),
+    seed=st.integers(0, 2**40),
+)
+def test_windows_use_every_chunk_once_and_as_many_shards_as_they_can(
+    n_chunks, chunks_per_shard, window_chunks, seed
+):
+    windows = chunk_windows(n_chunks, chunks_per_shard, window_chunks, seed, epoch=0)
+    order = np.concatenate(windows)
+    assert sorted(order.tolist()) == list(range(n_chunks))
+    assert all(len(window) == window_chunks for window in windows[:-1])
+    left = np.bincount(order // chunks_per_shard)
+    for window in windows:
+        used = np.bincount(window // chunks_per_shard, minlength=len(left))
+        assert (used > 0).sum() == min(len(window), (left > 0).sum())
+        left -= used
+
+
+def test_no_window_repeats_a_shard_where_equal_shards_suffice():
+    for window in chunk_windows(64 * 16, 16, 32, seed=3, epoch=2):
+        assert len(set((window // 16).tolist())) == len(window)
+
+
+def test_batches_mix_sequences_almost_like_a_uniform_draw(tmp_path):
+    spec = small_spec(
+        d_model=1,
+        layers=(0,),
+        scales=(1.0,),
+        n_population=2048,
+        n_sequences=2048,
+        rows_per_sequence=32,
+        sequences_per_chunk=8,
+        chunks_per_shard=16,
+    )
+    store = ActivationStore.create(tmp_path / "s", spec)
+    for shard in range(spec.n_shards):
+        sequence, position = spec.rows_of(shard)
+        x = (sequence[:, None] + 1).astype(np.float32)
+        store.write_shard(
+            shard,
+            {"layers/0": x},
+            {"sequence": sequence, "position": position, "token_id": sequence},
+        )
+    everything = RowFilter(Hygiene(drop_special_tokens=False), (), {0: 1e9})
+    batches = ShuffledBatches(store, "layers/0", everything, 512, window_chunks=16, seed=0)
+    distinct = [len(np.unique(batch.x)) for batch in epoch(batches)]
+    uniform = 2048 * (1 - (1 - 1 / 2048) ** 512)
+    assert np.mean(distinct) >= 0.8 * uniform
+
+
+def test_an_unfinished_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="lacks 1 of its 4 shards"):
+        reader(filled_store(tmp_path / "s", small_spec(), [0, 1, 3]))
+
+
+def test_a_filter_that_drops_everything_is_refused(store):
+    with pytest.raises(StoreError, match="drops all 110 rows of groups/0"):
+        reader(store, drop=tuple(range(11)))
+
+
+def test_sizes_must_be_positive(store):
+    with pytest.raises(StoreError, match="window_chunks=0"):
+        reader(store, window_chunks=0)

@@ -1,0 +1,105 @@
+"""The token store: what is appended is read back, and a store is there whole or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import tokens
+from storage.errors import StoreError
+from storage.tokens import TokenSpec, TokenStore, TokenWriter
+
+
+def spec(context: int) -> TokenSpec:
+    return TokenSpec(
+        context=context, first_position=1, separator_id=1, special_ids=(1, 2), tokenizer="abc"
+    )
+
+
+def write(path: Path, ids: dict[str, np.ndarray], parts: int = 1) -> None:
+    context = next(iter(ids.values())).shape[1]
+    writer = TokenWriter(path, spec(context), {split: len(rows) for split, rows in ids.items()})
+    for split, rows in ids.items():
+        for part in np.array_split(rows, parts):
+            writer.append(split, part, part + np.uint32(7))
+    writer.seal()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_what_is_appended_in_any_parts_is_read_back_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+):
+    n, context = data.draw(st.integers(1, 40), label="n"), data.draw(st.integers(1, 9), label="c")
+    rows = np.random.default_rng(0).integers(0, 2**32 - 8, (n, context), np.uint32)
+    wanted = np.array(data.draw(st.lists(st.integers(0, n - 1)), label="wanted"), np.int64)
+    path = tmp_path_factory.mktemp("store") / "tokens.zarr"
+    with pytest.MonkeyPatch.context() as patch:  # shards small enough for several of them
+        patch.setattr(tokens, "CHUNK_TOKENS", data.draw(st.integers(1, 32), label="chunk"))
+        patch.setattr(tokens, "CHUNKS_PER_SHARD", data.draw(st.integers(1, 4), label="shard"))
+        write(path, {"train": rows}, parts=data.draw(st.integers(1, 5), label="parts"))
+    store = TokenStore.open(path)
+    assert store.n_sequences("train") == n
+    np.testing.assert_array_equal(store.ids("train", wanted), rows[wanted])
+    np.testing.assert_array_equal(store.documents("train", wanted), rows[wanted] + np.uint32(7))
+
+
+def test_the_specification_survives(tmp_path: Path):
+    write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
+    store = TokenStore.open(tmp_path / "tokens.zarr")
+    assert store.spec == spec(5)
+    assert (store.context, store.first_position, store.special_ids) == (5, 1, (1, 2))
+    assert store.ids("train", np.array([0])).dtype == np.int64
+
+
+def test_a_split_may_be_empty(tmp_path: Path):
+    write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)[:0]})
+    assert TokenStore.open(tmp_path / "tokens.zarr").n_sequences("train") == 0
+
+
+def test_an_unfinished_store_is_none_and_the_next_writer_clears_it_away(tmp_path: Path):
+    path = tmp_path / "tokens.zarr"
+    rows = np.arange(10, dtype=np.uint32).reshape(2, 5)
+    TokenWriter(path, spec(5), {"train": 2}).append("train", rows[:1], rows[:1])
+    with pytest.raises(StoreError, match=r"there is no token store at .*tokens\.zarr"):
+        TokenStore.open(path)
+    write(path, {"train": rows})
+    np.testing.assert_array_equal(TokenStore.open(path).ids("train", np.array([1, 0])), rows[::-1])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tokens.zarr"]
+
+
+def test_an_existing_store_is_never_written_over(tmp_path: Path):
+    write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
+    with pytest.raises(StoreError, match="exists already, and a token store never changes"):
+        write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
+
+
+def test_an_unknown_split_is_named(tmp_path: Path):
+    write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
+    with pytest.raises(StoreError, match="no split 'test', it has train"):
+        TokenStore.open(tmp_path / "tokens.zarr").n_sequences("test")
+
+
+def test_a_folder_that_is_no_token_store_is_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match="is not a token store"):
+        TokenStore.open(tmp_path)
+
+
+def test_another_format_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
+    monkeypatch.setattr(tokens, "FORMAT_VERSION", 2)
+    with pytest.raises(StoreError, match="format version 1, and this Strata reads 2"):
+        TokenStore.open(tmp_path / "tokens.zarr")
+
+
+def test_a_flipped_byte_is_found_when_read(tmp_path: Path):
+    rows = np.random.default_rng(0).integers(0, 4096, (64, 16), np.uint32)
+    write(tmp_path / "tokens.zarr", {"train": rows})
+    shard = tmp_path / "tokens.zarr" / "train" / "ids" / "c" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match="train/ids is damaged"):
+        TokenStore.open(tmp_path / "tokens.zarr").ids("train", np.arange(64))
