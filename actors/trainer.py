@@ -1,0 +1,207 @@
+"""Fits one autoencoder on one group of layers, and survives being killed.
+
+Everything a trial knows lies in its folder: `metrics.jsonl` (a line per report), a checkpoint
+(weights, optimizer, statistics, random state, place in the data), and at the end the autoencoder and
+`result.json`, written last. A trainer made anew on the same folder continues from the checkpoint,
+bit for bit on a CPU.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.fidelity import reconstruction_quality
+from sae import checkpoint
+from sae.autoencoder import SparseAutoencoder
+from sae.config import KronShape, SaeConfig
+from sae.fit import Fit, FitConfig, StepReport
+from storage.activations import ActivationStore
+from storage.batches import Cursor, ShuffledBatches
+from storage.files import write_file
+from storage.hygiene import RowFilter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One candidate: an autoencoder to fit, and on what."""
+
+    id: str
+    """Unique in the run and the same in every call, for instance `g0-k16-dense-topk`."""
+
+    group: int
+    layers: tuple[int, ...]
+    sae: SaeConfig
+    fit: FitConfig
+    n_steps: int
+    seed: int
+
+    layer_scale: dict[int, float]
+    """Factor per layer that brings its mean norm to sqrt(d_model)."""
+
+    window_chunks: int
+    checkpoint_seconds: float
+
+    train_store: Path
+    validation_store: Path
+    row_filter: RowFilter
+    folder: Path
+    """Of this trial alone."""
+
+    @property
+    def result_file(self) -> Path:
+        """Exists when the trial is finished."""
+        return self.folder / "result.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A JSON object per line: step, timestamp_ms and the metrics."""
+        return self.folder / "metrics.jsonl"
+
+    def settings(self) -> dict[str, Any]:
+        """What tells this trial from others, flat."""
+        shape = self.sae.encoder
+        kron = shape if isinstance(shape, KronShape) else None
+        return {
+            "trial": self.id,
+            "group": self.group,
+            "layers": list(self.layers),
+            "encoder": "kron" if kron else "dense",
+            "h": kron.h if kron else None,
+            "m": kron.m if kron else None,
+            "n": kron.n if kron else None,
+            "activation": kron.activation if kron else None,
+            "k": self.sae.k,
+            "selection": self.sae.selection,
+            "d_sae": self.sae.d_sae,
+            "n_parameters": self.sae.n_parameters,
+            "encoder_parameters": self.sae.n_encoder_parameters,
+            "encoder_flops_per_token": self.sae.encoder_flops_per_token,
+        }
+
+
+class Trainer:
+    """One autoencoder, one group, one device. A plain class: tests call it in process."""
+
+    def __init__(self, trial: Trial, device: str = "cpu", n_threads: int = 1) -> None:
+        """Continue the trial from its checkpoint, or begin it."""
+        torch.set_num_threads(n_threads)
+        self.trial, self._device = trial, device
+        self._batches = ShuffledBatches(
+            ActivationStore.open(trial.train_store),
+            f"groups/{trial.group}",
+            trial.row_filter,
+            batch_rows=trial.fit.batch_tokens,
+            window_chunks=trial.window_chunks,
+            seed=trial.seed,
+        )
+        self._sae = SparseAutoencoder(trial.sae, trial.layer_scale, seed=trial.seed).to(device)
+        self._fit = Fit(self._sae, trial.fit, n_steps=trial.n_steps, seed=trial.seed)
+        self._cursor, self._seconds, self._waited = Cursor(epoch=0, step=0), 0.0, 0.0
+        self._rows: list[dict[str, Any]] = []
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        if (trial.folder / "fit.safetensors").is_file():
+            self._resume()
+        else:
+            self._begin()
+        self._stream = self._batches.batches(self._cursor)
+        self._saved_at = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._fit.step_count
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done; `finish` is still to be called."""
+        return self.step >= self.trial.n_steps
+
+    def advance(self, n_steps: int) -> dict[str, Any]:
+        """Train for up to `n_steps` more steps.
+
+        Returns:
+            The newest line of the trial's metrics: `step`, `timestamp_ms`, `fvu` (of the last
+            batch, lower is better), `l0`, `dead_fraction`, `loss`, `lr`, `tokens_per_second`,
+            `data_wait_fraction` (of the time spent).
+        """
+        start, waited, rows, report = time.monotonic(), 0.0, 0, None
+        for _ in range(min(n_steps, self.trial.n_steps - self.step)):
+            asked = time.monotonic()
+            cursor, batch = next(self._stream)
+            x = torch.from_numpy(batch.x).to(self._device)
+            layer = torch.from_numpy(batch.layer).to(self._device)
+            waited += time.monotonic() - asked
+            report = self._fit.step(x, layer)
+            rows += len(x)
+            self._cursor = Cursor(epoch=cursor.epoch, step=cursor.step + 1)
+        if report is None:
+            return self._rows[-1]
+        spent = time.monotonic() - start
+        self._seconds += spent
+        self._waited += waited
+        self._record(report, rows / spent, waited / spent)
+        if self.finished or time.monotonic() - self._saved_at >= self.trial.checkpoint_seconds:
+            self.save()
+        return self._rows[-1]
+
+    def save(self) -> None:
+        """Write the checkpoint: whatever happens next, training goes on from here."""
+        extra = {"cursor": asdict(self._cursor), "seconds": self._seconds, "waited": self._waited}
+        checkpoint.save_fit(self.trial.folder, self._fit, extra)
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> dict[str, Any]:
+        """Judge the autoencoder on the validation store and write it with its result.
+
+        Returns:
+            The trial's settings with `fvu` (mean over the group's layers; lower is better),
+            `fvu_per_layer`, `l0`, `dead_fraction` (of latents that no validation row uses in any
+            layer), `tokens` trained on and `seconds`.
+        """
+        quality = reconstruction_quality(
+            self._sae, self.trial.validation_store, self.trial.layers, self.trial.row_filter
+        )
+        judged = {
+            **self.trial.settings(),
+            "fvu": quality.mean_fvu,
+            "fvu_per_layer": {str(layer): part.fvu for layer, part in quality.layers.items()},
+            "l0": quality.l0,
+            "dead_fraction": quality.dead_fraction,
+            "tokens": self.step * self.trial.fit.batch_tokens,
+        }
+        # Times stay out of the autoencoder's file, so that the same training gives the same bytes.
+        checkpoint.save(self.trial.folder / "sae", self._sae, extra=judged)
+        result = {
+            **judged,
+            "seconds": round(self._seconds, 3),
+            "data_wait_fraction": round(self._waited / max(self._seconds, 1e-9), 4),
+        }
+        write_file(self.trial.result_file, [json.dumps(result, indent=1).encode()])
+        return result
+
+    def _begin(self) -> None:
+        _, batch = next(self._batches.batches(self._cursor))
+        x, layer = torch.from_numpy(batch.x), torch.from_numpy(batch.layer)
+        self._fit.initialise(x.to(self._device), layer.to(self._device))
+
+    def _resume(self) -> None:
+        state = checkpoint.load_fit(self.trial.folder, self._fit)
+        self._cursor = Cursor(**state["cursor"])
+        self._seconds, self._waited = state["seconds"], state["waited"]
+        lines = self.trial.metrics_file.read_text().splitlines()
+        self._rows = [row for row in map(json.loads, lines) if row["step"] <= self.step]
+
+    def _record(self, report: StepReport, rows_per_second: float, waited: float) -> None:
+        self._rows.append(
+            {
+                **asdict(report),
+                "timestamp_ms": int(time.time() * 1000),
+                "tokens_per_second": round(rows_per_second, 1),
+                "data_wait_fraction": round(waited, 4),
+            }
+        )
+        write_file(self.trial.metrics_file, [f"{json.dumps(row)}\n".encode() for row in self._rows])

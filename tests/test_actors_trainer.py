@@ -1,0 +1,108 @@
+"""One trial: trained, cut short, continued, judged."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.trainer import Trainer, Trial
+from sae import checkpoint
+from sae.config import KronShape, SaeConfig
+from sae.fit import FitConfig
+from storage.hygiene import Hygiene, RowFilter
+from tests.stores import filled_store, small_spec
+
+N_STEPS = 14
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    filled_store(tmp_path / "train.zarr", small_spec(groups=((0, 2), (1,))))
+    filled_store(tmp_path / "validation.zarr", small_spec(n_sequences=6))
+    return Trial(
+        id="g0-k2-dense-batch_topk",
+        group=0,
+        layers=(0, 2),
+        sae=SaeConfig(d_model=6, d_sae=12, k=2, selection="batch_topk"),
+        fit=FitConfig(batch_tokens=32, lr=1e-2, dead_after_tokens=64),
+        n_steps=N_STEPS,
+        seed=3,
+        layer_scale={0: 1.5, 2: 0.5},
+        window_chunks=2,
+        checkpoint_seconds=1e9,
+        train_store=tmp_path / "train.zarr",
+        validation_store=tmp_path / "validation.zarr",
+        row_filter=RowFilter(Hygiene(), (0,), {0: 2.0, 1: 2.0, 2: 2.0}),
+        folder=tmp_path / "trial",
+    )
+
+
+def finish(trial: Trial, stride: int = 3) -> dict[str, Any]:
+    trainer = Trainer(trial)
+    while not trainer.finished:
+        trainer.advance(stride)
+    return trainer.finish()
+
+
+def test_a_trial_leaves_an_autoencoder_its_curve_and_its_result(trial: Trial):
+    result = finish(trial)
+    assert result == json.loads(trial.result_file.read_text())
+    assert set(result["fvu_per_layer"]) == {"0", "2"}
+    assert result["fvu"] == pytest.approx(sum(result["fvu_per_layer"].values()) / 2)
+    assert 0 < result["fvu"] < 1
+    assert result["tokens"] == N_STEPS * 32
+    sae, extra = checkpoint.load(trial.folder / "sae")
+    assert sae.layer_scale == trial.layer_scale
+    assert extra["trial"] == trial.id
+    rows = [json.loads(line) for line in trial.metrics_file.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12, 14]
+    assert rows[-1]["fvu"] < rows[0]["fvu"]
+
+
+@pytest.mark.parametrize("encoder", ["dense", KronShape(h=3, m=2, n=2)], ids=["dense", "kron"])
+@pytest.mark.parametrize("saved_at", [3, 6, 9])
+def test_a_trial_continued_from_a_checkpoint_ends_with_the_same_bits(
+    trial: Trial, encoder: Any, saved_at: int
+):
+    sae = dataclasses.replace(trial.sae, encoder=encoder)
+    whole = dataclasses.replace(trial, sae=sae, folder=trial.folder / "whole")
+    cut = dataclasses.replace(trial, sae=sae, folder=trial.folder / "cut")
+    finish(whole)
+
+    first = Trainer(cut)
+    while first.step < saved_at:
+        first.advance(3)
+    first.save()
+    first.advance(2)  # lost: it is after the checkpoint
+    assert Trainer(cut).step == saved_at
+    finish(cut)
+
+    for name in ("sae/sae.safetensors",):
+        assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    steps = [json.loads(line)["step"] for line in cut.metrics_file.read_text().splitlines()]
+    assert steps == sorted(set(steps)), "a step is told twice"
+    assert steps[-1] == N_STEPS
+
+
+def test_checkpoints_come_by_the_clock(trial: Trial):
+    eager = dataclasses.replace(trial, checkpoint_seconds=1e-9)
+    trainer = Trainer(eager)
+    trainer.advance(3)
+    assert Trainer(eager).step == 3
+    patient = dataclasses.replace(trial, folder=trial.folder / "patient")
+    trainer = Trainer(patient)
+    trainer.advance(3)
+    assert Trainer(patient).step == 0
+
+
+def test_settings_tell_the_shape_and_its_cost(trial: Trial):
+    kron = dataclasses.replace(trial.sae, encoder=KronShape(h=3, m=2, n=2))
+    settings = dataclasses.replace(trial, sae=kron).settings()
+    assert (settings["h"], settings["m"], settings["n"]) == (3, 2, 2)
+    assert settings["encoder_parameters"] == 3 * (2 + 2) * (6 + 1)
+    assert math.isclose(settings["n_parameters"], 3 * 4 * 7 + 12 * 6 + 6)
+    assert trial.settings()["encoder"] == "dense"
+    assert trial.settings()["h"] is None
