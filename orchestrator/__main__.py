@@ -1,0 +1,101 @@
+"""The command line: `strata VERB ...`. Heavy imports wait until a verb needs them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+VERBS = {
+    "run": "do the whole job; given again after any interruption, it does what is missing",
+    "plan": "print what a run would need (disk, memory, rows, trials) and whether it fits",
+    "harvest": "do everything up to the training store",
+    "group": "do everything up to the groups of layers",
+    "sweep": "do everything up to the trained autoencoders",
+    "evaluate": "do everything up to the evaluation of the winners",
+    "report": "write the HTML report of a finished run",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    main = argparse.ArgumentParser(
+        prog="strata",
+        description="Train a sparse autoencoder for every layer of a language model, for the price of a few.",
+        epilog="Exit status: 0 done; 2 something you gave can't be used (the message says what to do); 1 anything else.",
+    )
+    verbs = main.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        sub.add_argument(
+            "config", type=Path, help="a YAML file (see examples/), or a run directory"
+        )
+        _add_set(sub)
+    demo = verbs.add_parser(
+        "demo", help="the whole job on the embedded model and corpus, in minutes"
+    )
+    _add_set(demo)
+    runs = verbs.add_parser("runs", help="list the runs that MLflow knows")
+    ui = verbs.add_parser("ui", help="open MLflow's pages on the right store")
+    for sub in (runs, ui):
+        sub.add_argument(
+            "config", type=Path, nargs="?", help="a YAML file or run directory; by default ./runs"
+        )
+    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: %(default)s)")
+    return main
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        *("--set", "-s"),
+        dest="overrides",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a setting, value in YAML, for instance --set sweep.k=[16,32]; may be repeated",
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parser().parse_args(arguments)
+    _be_quiet()
+    from actors.errors import InputError
+    from orchestrator import verbs
+    from orchestrator.errors import UserError
+    from storage.errors import StoreError
+
+    try:
+        getattr(verbs, args.verb)(args)
+    except (UserError, InputError, StoreError) as error:
+        sys.stderr.write(f"strata: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("strata: interrupted; the same command continues where this one stopped\n")
+        return 1
+    return 0
+
+
+def _be_quiet() -> None:
+    """Keep libraries from phoning home and from printing over the progress; set before they load."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MPLBACKEND": "Agg",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""The configuration of a run, as frozen dataclasses; `orchestrator.config_file` reads it from YAML.
+
+Sections belong to their owners (`ModelSource`, `Hygiene`, `GroupConfig`, `FitConfig`, ...); here they
+are only composed, with the sections that belong to the orchestrator itself. A configuration that
+exists is possible: what can be known to fail without the model is refused here, every fault at once.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from actors.corpus import FilesCorpus, HubCorpus, StdlibCorpus
+from actors.grouping import GroupConfig
+from actors.model_source import ModelSource
+from sae.config import KronShape
+from sae.fit import FitConfig
+from storage.hygiene import Hygiene
+
+Positive = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=1, le=10**12)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Corpus = Annotated[StdlibCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
+EncoderShape = Annotated[
+    Annotated[Literal["dense"], Tag("dense")] | Annotated[KronShape, Tag("kron")],
+    Discriminator(lambda value: "dense" if isinstance(value, str) else "kron"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """What is stored of the model's activations, and in which pieces."""
+
+    tokens: Tokens
+    """Rows per group in the training store: one activation per token and group."""
+
+    pilot_tokens: Tokens | None = None
+    """Rows per layer in the pilot; by default 1 % of `tokens`, at least 50,000 (or all)."""
+
+    validation_tokens: Tokens = 20_000
+    """Rows per layer in the validation store, from documents that nothing is trained on."""
+
+    context: Annotated[int, Field(ge=8)] | None = None
+    """Tokens per sequence; by default the model's longest."""
+
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Of the stored activations; float16 is scaled per layer by a power of two."""
+
+    batch_tokens: Positive = 8192
+    """Tokens per forward pass; lower it when the model runs out of memory."""
+
+    chunk_mib: Annotated[float, Field(gt=0)] = 8.0
+    """Size of a chunk, the unit of reading."""
+
+    shard_mib: Annotated[float, Field(gt=0)] = 128.0
+    """Size of a shard, the unit of writing and of resuming; one per array and work item."""
+
+    def __post_init__(self) -> None:
+        """Refuse shards smaller than their chunks."""
+        if self.shard_mib < self.chunk_mib:
+            raise ValueError(
+                f"shard_mib: {self.shard_mib} is less than chunk_mib = {self.chunk_mib}; "
+                "a shard holds whole chunks, so raise shard_mib or lower chunk_mib"
+            )
+
+    @property
+    def n_pilot_tokens(self) -> int:
+        """Rows per layer in the pilot, with the default resolved."""
+        return self.pilot_tokens or min(self.tokens, max(50_000, self.tokens // 100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The autoencoders that are trained on every group: all combinations of the lists."""
+
+    d_sae: Positive
+    """Latents of every autoencoder."""
+
+    k: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """Latents kept per token (on average, for batch_topk)."""
+
+    encoders: Annotated[tuple[EncoderShape, ...], Field(min_length=1)] = ("dense",)
+    """`dense`, or the Kronecker shape {h, m, n} with h*m*n = d_sae."""
+
+    selection: Annotated[tuple[Literal["topk", "batch_topk"], ...], Field(min_length=1)] = ("topk",)
+    """How the k latents are chosen: per token, or over the batch."""
+
+    scaling: Literal["layer_scale", "token_standardize"] = "layer_scale"
+    """How activations are scaled before they are encoded."""
+
+    tokens: Tokens = 1_000_000
+    """Activations each autoencoder is trained on; more than the store holds means more epochs."""
+
+    window_chunks: Positive = 64
+    """Chunks mixed in memory at a time; more is a better shuffle and more memory."""
+
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Time between checkpoints of a trial: the most that a crash can cost."""
+
+    winner: Literal["lowest_fvu_per_k", "lowest_fvu"] = "lowest_fvu_per_k"
+    """Which trials of a group are evaluated: the best for each k, or the best alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse every impossible combination, all at once."""
+        problems = [
+            f"k[{i}]: {k} exceeds d_sae = {self.d_sae}; lower k or widen the dictionary"
+            for i, k in enumerate(self.k)
+            if k > self.d_sae
+        ]
+        for i, shape in enumerate(self.encoders):
+            if isinstance(shape, KronShape) and shape.d_sae != self.d_sae:
+                problems.append(
+                    f"encoders[{i}]: h*m*n = {shape.h}*{shape.m}*{shape.n} = {shape.d_sae} is not "
+                    f"d_sae = {self.d_sae}; {_suggest_heads(self.d_sae, shape)}"
+                )
+        for name in ("k", "encoders", "selection"):
+            values = getattr(self, name)
+            repeated = sorted({str(v) for v in values if values.count(v) > 1})
+            if repeated:
+                problems.append(f"{name}: {', '.join(repeated)} is listed twice; name each once")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def _suggest_heads(d_sae: int, shape: KronShape) -> str:
+    heads, rest = divmod(d_sae, shape.m * shape.n)
+    if rest == 0:
+        return f"with this m and n, h must be {heads}"
+    return f"m*n = {shape.m * shape.n} does not divide d_sae, so choose another m or n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How the winners are evaluated."""
+
+    sequences: Positive = 64
+    """Validation sequences for cross-entropy; FVU uses the whole validation store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """What the actors may use. None of it changes what a run computes."""
+
+    address: str | None = None
+    """Of a running Ray cluster; by default a private one on this machine."""
+
+    cpus: Positive | None = None
+    """Cores of the private cluster; by default all."""
+
+    harvesters: Positive | None = None
+    """Copies of the model at work; by default as many as fit."""
+
+    cpus_per_actor: Positive = 1
+    """Cores, and so threads, of every harvester, trainer and evaluator."""
+
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    """Share of a GPU of every harvester, trainer and evaluator; 0 computes on the CPU."""
+
+    def __post_init__(self) -> None:
+        """Refuse what Ray has no notion of."""
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(
+                f"gpus_per_actor: {self.gpus_per_actor} is neither a share of one GPU nor a whole "
+                "number of them; give at most 1, or 2, 3, ..."
+            )
+        if self.address and self.cpus:
+            raise ValueError(
+                "cpus: sizes a private cluster, but address names a running one; leave out either"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow keeps the runs."""
+
+    uri: str | None = None
+    """An MLflow tracking server; by default an SQLite file beside the run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does. Given as one YAML file."""
+
+    run_dir: Path
+    """Where everything is written; relative to the working directory."""
+
+    name: Name = "strata"
+    """The MLflow experiment: one for all runs that are to be compared."""
+
+    seed: int = 0
+    """Decides every random draw of the run."""
+
+    model: ModelSource
+    corpus: Corpus
+    harvest: HarvestConfig
+    hygiene: Hygiene = field(default_factory=Hygiene)
+    group: GroupConfig = field(default_factory=GroupConfig)
+    sweep: SweepConfig
+    train: FitConfig = field(default_factory=FitConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+FREE_SECTIONS = frozenset({"run_dir", "compute", "tracking"})
+"""What may change between two calls that continue one run: none of it changes the results."""

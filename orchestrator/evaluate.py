@@ -1,0 +1,64 @@
+"""The evaluation stage: every winner on every layer of its group, by a pool of evaluators."""
+
+from dataclasses import asdict
+from typing import Any
+
+from actors.evaluator import Evaluator
+from actors.trainer import Trial
+from orchestrator import cluster
+from orchestrator.cluster import Placement
+from orchestrator.progress import stage
+from orchestrator.run_directory import read_json, write_json
+from orchestrator.session import Session
+from storage.hygiene import RowFilter
+
+Evaluations = dict[str, dict[int, dict[str, Any]]]
+"""Per trial and layer: the fields of `actors.evaluator.LayerReport`."""
+
+
+def evaluate(
+    session: Session, winners: list[Trial], row_filter: RowFilter, placement: Placement
+) -> Evaluations:
+    """Reports of all winners; those that are on disk are not made again."""
+    cfg, run = session.cfg, session.run
+    pairs = [(trial, layer) for trial in winners for layer in trial.layers]
+    missing = [(t, layer) for t, layer in pairs if not _file(session, t.id, layer).is_file()]
+    # Layer by layer: an evaluator keeps what does not depend on the autoencoder.
+    missing.sort(key=lambda pair: pair[1])
+    if missing:
+        if len(missing) < len(pairs):
+            n = len(pairs) - len(missing)
+            session.say(f"evaluate  {n} evaluations are there already, {len(missing)} to go")
+        arguments = (
+            *(cfg.model, run.tokens, run.validation, row_filter, cfg.evaluate.sequences),
+            *(cfg.harvest.batch_tokens, placement.device, placement.cpus),
+        )
+        title, unit = "evaluate", "evaluations"
+        with run.timed(title), stage(session.console, title, len(missing), unit) as progress:
+            jobs = [(trial.id, trial.folder / "sae", layer) for trial, layer in missing]
+            reports = cluster.work(placement, _Named, (arguments,), "evaluate", jobs)
+            for name, layer, report in reports:
+                write_json(_file(session, name, layer), asdict(report))
+                progress.advance(1, f"{name} layer {layer}")
+            seconds = progress.seconds
+        session.say(f"evaluate  {len(missing)} pairs of winner and layer in {seconds:.0f} s")
+    found: Evaluations = {}
+    for trial, layer in pairs:
+        found.setdefault(trial.id, {})[layer] = read_json(_file(session, trial.id, layer))
+    worst = min(r["ce_recovered"] for layers in found.values() for r in layers.values())
+    session.tracker.stage("evaluate", params={}, metrics={"worst_ce_recovered": worst})
+    return found
+
+
+class _Named:
+    """An evaluator whose reports say what they are about: results come in no order."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self._evaluator = Evaluator(*arguments)
+
+    def evaluate(self, name: str, folder: Any, layer: int) -> tuple[str, int, Any]:
+        return name, layer, self._evaluator.evaluate(folder, layer)
+
+
+def _file(session: Session, trial: str, layer: int) -> Any:
+    return session.run.evaluations / trial / f"layer-{layer}.json"

@@ -1,0 +1,147 @@
+"""The harvest: text to packed tokens, tokens to activation stores, by a pool of Ray actors.
+
+Two phases (docs/layout.md): the pilot and validation stores hold every layer of a small sample; the
+training store, made once the groups are known, holds one activation per token and group.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.harvester import Harvester
+from actors.packer import Packer
+from orchestrator import cluster
+from orchestrator.cluster import Placement
+from orchestrator.progress import bottleneck, stage
+from orchestrator.session import Session
+from orchestrator.stores import n_sequences, store_spec
+from storage.activations import ActivationStore
+from storage.dtypes import power_of_two_scale
+from storage.layout import StoreSpec
+from storage.metadata import has_metadata
+from storage.tokens import TokenStore
+
+CALIBRATION_SEQUENCES = 8  # enough for a layer's mean norm to within its nearest power of two
+
+
+def pack(session: Session) -> TokenStore:
+    """The run's packed tokens, made from the corpus if they are not there yet."""
+    cfg, run = session.cfg, session.run
+    if not run.tokens.is_dir():
+        packer = Packer(cfg.model, cfg.corpus, session.context)
+        counts = n_sequences(cfg, session.context - packer.spec.first_position)
+        asked = {split: counts[split] for split in ("train", "validation")}
+        total = sum(asked.values()) * session.context
+        with run.timed("pack"), stage(session.console, "pack", total, "tokens") as progress:
+            packer.pack(run.tokens, asked, cfg.seed, on_tokens=progress.advance)
+        session.say(f"pack      {total:,} tokens in contexts of {session.context}")
+    return TokenStore.open(run.tokens)
+
+
+def harvest_pilot(session: Session, tokens: TokenStore, placement: Placement) -> None:
+    """Fill the pilot and validation stores: every layer, a small sample."""
+    run = session.run
+    if not (has_metadata(run.pilot) and has_metadata(run.validation)):
+        scales = _calibrated_scales(session, tokens, placement)
+        for name, path in (("pilot", run.pilot), ("validation", run.validation)):
+            ActivationStore.create(path, _spec(session, tokens, name, scales))
+    _fill(session, "pilot", [run.pilot, run.validation], placement)
+
+
+def harvest_train(
+    session: Session,
+    tokens: TokenStore,
+    groups: tuple[tuple[int, ...], ...],
+    placement: Placement,
+) -> None:
+    """Fill the training store: one layer's activation per token and group."""
+    pilot = ActivationStore.open(session.run.pilot).spec
+    scales = dict(zip(pilot.layers, pilot.scales, strict=True))
+    ActivationStore.create(session.run.train, _spec(session, tokens, "train", scales, groups))
+    _fill(session, "train", [session.run.train], placement)
+
+
+def _fill(session: Session, name: str, stores: list[Path], placement: Placement) -> None:
+    """Write the shards that the stores still miss."""
+    opened = [ActivationStore.open(path) for path in stores]
+    jobs = [
+        (p, shard) for p, store in zip(stores, opened, strict=True) for shard in store.missing()
+    ]
+    if not jobs:
+        return
+    done = sum(len(store.committed()) for store in opened)
+    if done:
+        session.say(f"harvest   {name}: {done} shards are there already, {len(jobs)} to go")
+    cfg = session.cfg
+    spec_of = {path: store.spec for path, store in zip(stores, opened, strict=True)}
+    total = sum(len(spec_of[path].sequences_of(shard)) for path, shard in jobs)
+    seconds: dict[str, float] = {"model": 0.0, "write": 0.0}
+    rows = clipped = n_bytes = 0
+    with (
+        session.run.timed(f"harvest_{name}"),
+        stage(session.console, f"harvest {name}", total * session.context, "tokens") as progress,
+    ):
+        arguments = _arguments(session, placement)
+        receipts = cluster.work(
+            placement, Harvester, arguments, "harvest", jobs, cfg.compute.harvesters
+        )
+        for receipt in receipts:
+            seconds["model"] += receipt.model_seconds
+            seconds["write"] += receipt.write_seconds
+            rows, n_bytes = rows + receipt.n_rows, n_bytes + receipt.n_bytes
+            clipped += receipt.n_clipped
+            note = f"{n_bytes / 1e6 / progress.seconds:.0f} MB/s, {bottleneck(seconds)}"
+            progress.advance(receipt.n_tokens, note)
+        rate, elapsed = progress.rate, progress.seconds
+    session.say(
+        f"harvest   {name}: {rows:,} rows, {n_bytes / 1e6:,.0f} MB in {elapsed:.0f} s "
+        f"({rate:,.0f} tokens/s, {bottleneck(seconds)})"
+    )
+    if clipped:
+        session.say(
+            f"warning: {clipped:,} values were beyond {cfg.harvest.dtype} and are clipped in {name}; "
+            "set harvest.dtype to bfloat16 to keep them"
+        )
+    session.tracker.stage(
+        f"harvest_{name}",
+        params={"dtype": cfg.harvest.dtype, "shards": len(jobs)},
+        metrics={"tokens_per_second": rate, "megabytes": n_bytes / 1e6, "seconds": elapsed},
+    )
+
+
+def _spec(
+    session: Session,
+    tokens: TokenStore,
+    name: str,
+    scales: dict[int, float],
+    groups: tuple[tuple[int, ...], ...] = (),
+) -> StoreSpec:
+    return store_spec(
+        *(session.cfg, session.shape, name),
+        context=tokens.context,
+        first_position=tokens.first_position,
+        scales=scales,
+        groups=groups,
+    )
+
+
+def _calibrated_scales(
+    session: Session, tokens: TokenStore, placement: Placement
+) -> dict[int, float]:
+    """Powers of two that bring each layer's activations into float16's best range."""
+    layers = range(session.shape.n_layers)
+    if session.cfg.harvest.dtype != "float16":
+        return dict.fromkeys(layers, 1.0)
+    sample = np.arange(min(CALIBRATION_SEQUENCES, tokens.n_sequences("train")))
+    norms: dict[int, float] = cluster.call(
+        *(placement, Harvester, _arguments(session, placement)),
+        *("mean_norms", tuple(layers), "train", sample),
+    )
+    return {layer: power_of_two_scale(norms[layer], session.shape.d_model) for layer in layers}
+
+
+def _arguments(session: Session, placement: Placement) -> tuple[Any, ...]:
+    """What every harvester is made with."""
+    cfg, device = session.cfg, placement.device
+    return cfg.model, session.run.tokens, cfg.harvest.batch_tokens, device, placement.cpus

@@ -1,0 +1,64 @@
+"""The report: one HTML page with every figure inside it, for people; it works offline."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from matplotlib.figure import Figure
+
+from orchestrator import figures
+from orchestrator.group import GroupStage, load_groups
+from orchestrator.run_directory import RunDirectory, read_json, write_atomically
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(
+    run: RunDirectory,
+    groups: GroupStage,
+    results: Sequence[Mapping[str, Any]],
+    data: Mapping[str, Any],
+) -> None:
+    """Write `report/index.html` from what the run found; `data` is the summary's content."""
+    config = run.config.read_text()
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["encoder"] = figures.encoder_label
+    threshold = yaml.safe_load(config)["group"]["threshold"]
+    best = [group["best"]["trial"] for group in data["groups"]]
+    page = environment.get_template("report.html.j2").render(
+        data=data,
+        worst=min(v for g in data["groups"] for v in g["best"]["ce_recovered"].values()),
+        results=sorted(results, key=lambda r: (r["group"], r["k"], r["fvu"])),
+        config=config,
+        images={
+            "distances": _png(figures.distance_matrix(groups.report, groups.grouping)),
+            "amad": _png(figures.amad_curve(groups.grouping, threshold)),
+            "front": _png(figures.fvu_against_l0(results)),
+            "curves": _png(figures.training_curves({name: _metrics(run, name) for name in best})),
+        },
+    )
+    write_atomically(run.report, page)
+
+
+def rewrite_report(run: RunDirectory) -> None:
+    """Write the report of a finished run from its files alone."""
+    results = [read_json(file) for file in sorted(run.trials.glob("*/result.json"))]
+    write_report(run, load_groups(run), results, read_json(run.summary))
+
+
+def _metrics(run: RunDirectory, trial: str) -> list[dict[str, float]]:
+    lines = (run.trials / trial / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()

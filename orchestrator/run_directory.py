@@ -1,0 +1,156 @@
+"""Where everything of a run lies, and what makes it belong to one configuration."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator import config_file
+from orchestrator.config import FREE_SECTIONS, RunConfig
+from orchestrator.errors import UserError
+from storage.files import write_file
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run. Every file in it is whole or absent."""
+
+    path: Path
+
+    @classmethod
+    def claim(cls, cfg: RunConfig) -> "RunDirectory":
+        """The directory of `cfg`, created if need be.
+
+        Raises:
+            UserError: If it belongs to another configuration (with the difference), or can't be
+                written.
+        """
+        run = cls(cfg.run_dir)
+        dumped = config_file.dump(cfg)
+        if run.config.is_file():
+            old = yaml.safe_load(run.config.read_text())
+            changed = list(
+                config_file.differences(_identity(old), _identity(yaml.safe_load(dumped)))
+            )
+            if changed and not run.tokens.is_dir():  # nothing came of the former one yet
+                write_atomically(run.config, dumped)
+            elif changed:
+                lines = [f"  {path}: {a!r} there, {b!r} now" for path, a, b in changed]
+                raise UserError(
+                    f"{run.path} belongs to another configuration:\n"
+                    + "\n".join(lines)
+                    + "\nRestore these values to continue it, or set another run_dir; nothing was changed"
+                )
+            return run
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if any(run.path.iterdir()):
+                raise UserError(
+                    f"{run.path} holds files but no run of strata; give a run_dir that is new or empty"
+                )
+            write_atomically(run.config, dumped)
+        except OSError as error:
+            raise UserError(
+                f"{run.path} can't be written ({error.strerror}); set run_dir to a place that can"
+            ) from None
+        return run
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokens(self) -> Path:
+        """Packed token ids."""
+        return self.path / "tokens.zarr"
+
+    @property
+    def pilot(self) -> Path:
+        """A sample of all layers at the same positions."""
+        return self.path / "pilot.zarr"
+
+    @property
+    def validation(self) -> Path:
+        """The same of documents that nothing is trained on."""
+        return self.path / "validation.zarr"
+
+    @property
+    def train(self) -> Path:
+        """One activation per token and group."""
+        return self.path / "train.zarr"
+
+    @property
+    def groups(self) -> Path:
+        """The groups of layers, with the distances they come from."""
+        return self.path / "groups.json"
+
+    @property
+    def trials(self) -> Path:
+        """A folder per trial."""
+        return self.path / "trials"
+
+    @property
+    def evaluations(self) -> Path:
+        """A file per winner and layer."""
+        return self.path / "evaluations"
+
+    @property
+    def summary(self) -> Path:
+        """The result; written last, so a run with it is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report" / "index.html"
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's, also when it is cut short by an exception."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.stage_seconds()
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 2)
+            write_json(self.path / "stage_seconds.json", seconds)
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage so far, all calls together."""
+        file = self.path / "stage_seconds.json"
+        return read_json(file) if file.is_file() else {}
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it, and the same command makes it again"
+        ) from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that the file is whole or absent."""
+    write_atomically(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or absent, whatever happens meanwhile."""
+    write_file(path, [text.encode()])
+
+
+def _identity(dumped: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the results."""
+    return {key: value for key, value in dumped.items() if key not in FREE_SECTIONS}

@@ -1,0 +1,63 @@
+"""The stores of a run, as specifications: what the plan counts and the harvest fills."""
+
+import math
+
+from actors.language_model import ModelShape
+from orchestrator.config import RunConfig
+from storage.dtypes import stored_dtype
+from storage.layout import StoreSpec
+
+
+def n_sequences(cfg: RunConfig, rows_per_sequence: int) -> dict[str, int]:
+    """Sequences to pack of each split, and to harvest for the pilot."""
+    asked = {
+        "train": cfg.harvest.tokens,
+        "validation": cfg.harvest.validation_tokens,
+        "pilot": min(cfg.harvest.n_pilot_tokens, cfg.harvest.tokens),
+    }
+    return {name: math.ceil(tokens / rows_per_sequence) for name, tokens in asked.items()}
+
+
+def store_spec(
+    cfg: RunConfig,
+    shape: ModelShape,
+    name: str,
+    *,
+    context: int,
+    first_position: int,
+    scales: dict[int, float],
+    groups: tuple[tuple[int, ...], ...] = (),
+) -> StoreSpec:
+    """The store `name`: `pilot`, `validation` (an array per layer) or `train` (one per group).
+
+    Args:
+        cfg: Of the run.
+        shape: Of the model.
+        name: Of the store.
+        context: Tokens of a sequence.
+        first_position: The first position of a sequence that is stored.
+        scales: Power of two per layer; those of the store's layers are used.
+        groups: Layers of each group, for `train`.
+    """
+    rows = context - first_position
+    counts = n_sequences(cfg, rows)
+    split = "validation" if name == "validation" else "train"
+    layers = tuple(sorted(layer for group in groups for layer in group)) or tuple(
+        range(shape.n_layers)
+    )
+    sequence_bytes = rows * shape.d_model * stored_dtype(cfg.harvest.dtype).itemsize
+    return StoreSpec(
+        d_model=shape.d_model,
+        layers=layers,
+        groups=groups,
+        split=split,
+        n_population=counts[split],
+        n_sequences=counts[name],
+        rows_per_sequence=rows,
+        first_position=first_position,
+        sequences_per_chunk=max(1, round(cfg.harvest.chunk_mib * 2**20 / sequence_bytes)),
+        chunks_per_shard=max(1, round(cfg.harvest.shard_mib / cfg.harvest.chunk_mib)),
+        seed=cfg.seed,
+        dtype=cfg.harvest.dtype,
+        scales=tuple(scales[layer] for layer in layers),
+    )

@@ -1,0 +1,125 @@
+"""What each verb of the command line does, given its parsed arguments."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import config_file
+from orchestrator.errors import UserError
+
+
+def run(args: Namespace) -> None:
+    """The whole job; a finished run only prints its result."""
+    _drive(args, "run")
+
+
+def harvest(args: Namespace) -> None:
+    """Everything up to the training store."""
+    _drive(args, "harvest")
+
+
+def group(args: Namespace) -> None:
+    """Everything up to the groups."""
+    _drive(args, "group")
+
+
+def sweep(args: Namespace) -> None:
+    """Everything up to the trained autoencoders."""
+    _drive(args, "sweep")
+
+
+def evaluate(args: Namespace) -> None:
+    """Everything up to the evaluation, and with it the summary and the report."""
+    _drive(args, "run")
+
+
+def demo(args: Namespace) -> None:
+    """The whole job on what the installation carries."""
+    from orchestrator.pipeline import demo_config
+
+    args.config = demo_config()
+    _drive(args, "run")
+
+
+def plan(args: Namespace) -> None:
+    """Print what a run would need; refuse what can't fit."""
+    from actors.language_model import describe
+    from orchestrator import plan as planning
+
+    cfg = config_file.load(args.config, args.overrides)
+    figures = planning.plan(cfg, describe(cfg.model))
+    planning.show(_console(), figures)
+    planning.refuse_what_cannot_fit(figures)
+
+
+def report(args: Namespace) -> None:
+    """Write the report of a finished run again."""
+    from orchestrator.report import rewrite_report
+    from orchestrator.run_directory import RunDirectory
+
+    directory = RunDirectory(config_file.load(args.config, args.overrides).run_dir)
+    if not directory.summary.is_file():
+        raise UserError(
+            f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"
+        )
+    rewrite_report(directory)
+    _console().print(f"Report: {directory.report}", soft_wrap=True, highlight=False)
+
+
+def runs(args: Namespace) -> None:
+    """List the runs in MLflow."""
+    from orchestrator.queries import known_runs
+
+    uri = _tracking_uri(args)
+    table = Table(title=f"Runs in {uri}", title_justify="left", pad_edge=False)
+    for column in (
+        "run",
+        "experiment",
+        "status",
+        "started",
+        "groups",
+        "trials",
+        "best FVU",
+        "CE recovered",
+    ):
+        table.add_column(column, justify="right" if column in ("groups", "trials") else "left")
+    for row in known_runs(uri):
+        table.add_row(*row)
+    _console().print(table)
+
+
+def ui(args: Namespace) -> None:
+    """Serve MLflow's pages on the right store, on this machine only."""
+    from orchestrator.queries import serve
+
+    serve(_tracking_uri(args), args.port, _console())
+
+
+def _drive(args: Namespace, until: str) -> None:
+    cfg = config_file.load(args.config, args.overrides)
+    from orchestrator import pipeline, summary
+    from orchestrator.run_directory import read_json
+
+    console = _console()
+    directory = pipeline.run(cfg, until, console)
+    if directory.summary.is_file():
+        summary.show(console, read_json(directory.summary))
+    else:
+        console.print(f"Done up to {until}. Run: {directory.path}", highlight=False, soft_wrap=True)
+
+
+def _tracking_uri(args: Namespace) -> str:
+    from orchestrator.tracking import default_uri
+
+    if args.config is None:
+        return default_uri(Path("runs", "any").resolve())
+    cfg = config_file.load(args.config)
+    return cfg.tracking.uri or default_uri(cfg.run_dir)
+
+
+def _console() -> Console:
+    # A log file has no width of its own; a table must not be cut to 80 characters there.
+    return Console(width=None if sys.stdout.isatty() else 140)
