@@ -1,0 +1,1 @@
+"""Configurations to run, and the embedded model of the demo."""

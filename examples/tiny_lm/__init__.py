@@ -1,0 +1,1 @@
+"""The embedded language model: what trained it, its card and its weights."""
