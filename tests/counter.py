@@ -1,0 +1,28 @@
+"""An actor for tests of the pool; in a module that Ray's workers can import."""
+
+import os
+from pathlib import Path
+
+from actors.errors import InputError
+
+
+class Counter:
+    """Squares numbers; may be told to die or to complain."""
+
+    def __init__(self, folder: Path, refuses: bool = False) -> None:
+        if refuses:
+            raise InputError("this counter was given nonsense; give it sense")
+        self._folder = folder
+
+    def square(self, number: int) -> int:
+        return number * number
+
+    def square_after_dying_once(self, number: int) -> int:
+        marker = self._folder / f"died-{number}"
+        if number % 3 == 0 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return number * number
+
+    def complain(self) -> None:
+        raise InputError("this job makes no sense; give another")

@@ -1,0 +1,88 @@
+"""Small real runs for tests: the embedded model, real Ray, real MLflow on SQLite."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL_RUN = {
+    "name": "test",
+    "model": {"name": str(ROOT / "examples" / "tiny_lm" / "model")},
+    "corpus": {"source": "stdlib"},
+    "harvest": {
+        "tokens": 60_000,
+        "pilot_tokens": 6_000,
+        "validation_tokens": 3_000,
+        "chunk_mib": 0.5,
+        "shard_mib": 1,
+        "batch_tokens": 4096,
+    },
+    "group": {"n_groups": 2},
+    "sweep": {
+        "d_sae": 256,
+        "k": [8],
+        "encoders": ["dense", {"h": 16, "m": 4, "n": 4}],
+        "selection": ["batch_topk"],
+        "tokens": 120_000,
+        "checkpoint_seconds": 1,
+    },
+    "train": {"batch_tokens": 512, "lr": 1e-3},
+    "evaluate": {"sequences": 8},
+    "compute": {"cpus": 2},
+}
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    """SMALL_RUN as a file, its run directory beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "run.yaml"
+    file.write_text(
+        yaml.safe_dump({**SMALL_RUN, "run_dir": str(folder / "runs" / "small"), **changes})
+    )
+    return file
+
+
+def start(verb: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """The `strata` command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", verb, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def strata(verb: str, *arguments: str | Path, timeout: float = 400) -> tuple[int, str]:
+    """Exit status and output of a `strata` command."""
+    process = start(verb, *arguments)
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def kill_when(
+    process: subprocess.Popen[str], ready: Callable[[], bool], timeout: float = 300
+) -> str:
+    """Kill a process without warning as soon as `ready()`; fails if it ended before. Its output."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        if process.poll() is not None:
+            output, _ = process.communicate()
+            raise AssertionError(
+                f"ended with {process.returncode} before it could be killed:\n{output}"
+            )
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"not ready after {timeout} s:\n{process.communicate()[0]}")
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    return output

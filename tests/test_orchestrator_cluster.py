@@ -1,0 +1,57 @@
+"""The pool of actors, on a real Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.errors import InputError
+from orchestrator import cluster
+from orchestrator.cluster import Placement
+from orchestrator.config import ComputeConfig
+from orchestrator.errors import UserError
+from tests.counter import Counter
+
+pytestmark = pytest.mark.ray
+CFG = ComputeConfig(cpus=2)
+
+
+@pytest.fixture(scope="module")
+def placement():
+    with cluster.connected(CFG):
+        yield Placement.of(CFG)
+
+
+def test_every_job_is_done_once(placement: Placement, tmp_path: Path):
+    jobs = [(i,) for i in range(20)]
+    done = sorted(cluster.work(placement, Counter, (tmp_path,), "square", jobs))
+    assert done == [i * i for i in range(20)]
+
+
+def test_no_jobs_start_no_actor(placement: Placement):
+    assert list(cluster.work(placement, Counter, ("never used",), "square", [])) == []
+
+
+def test_an_actor_that_dies_is_replaced_and_its_jobs_are_done(placement: Placement, tmp_path: Path):
+    jobs = [(i,) for i in range(6)]
+    done = sorted(cluster.work(placement, Counter, (tmp_path,), "square_after_dying_once", jobs))
+    assert done == [i * i for i in range(6)]
+    assert (tmp_path / "died-3").exists()
+
+
+def test_a_mistake_found_in_a_method_arrives_as_itself(placement: Placement, tmp_path: Path):
+    with pytest.raises(InputError, match=r"^this job makes no sense; give another$"):
+        cluster.call(placement, Counter, (tmp_path,), "complain")
+
+
+def test_a_mistake_found_in_a_constructor_arrives_as_itself(placement: Placement, tmp_path: Path):
+    with pytest.raises(InputError, match=r"^this counter was given nonsense; give it sense$"):
+        cluster.call(placement, Counter, (tmp_path, True), "square", 1)
+
+
+def test_an_actor_too_large_for_the_cluster_is_refused(placement: Placement):
+    with pytest.raises(
+        UserError, match=r"compute\.cpus_per_actor: 64 is more than the cluster's 2"
+    ):
+        cluster.check_fits(ComputeConfig(cpus=2, cpus_per_actor=64))
+    with pytest.raises(UserError, match=r"compute\.gpus_per_actor"):
+        cluster.check_fits(ComputeConfig(cpus=2, gpus_per_actor=1.0))

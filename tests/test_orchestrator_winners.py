@@ -1,0 +1,45 @@
+"""Which trials are evaluated, and which no other beats."""
+
+from typing import Any
+
+from orchestrator.summary import front
+from orchestrator.sweep import winners
+
+
+def result(
+    trial: str, group: int, k: int, fvu: float, size: int = 10, l0: float = 8.0
+) -> dict[str, Any]:
+    return {"trial": trial, "group": group, "k": k, "fvu": fvu, "n_parameters": size, "l0": l0}
+
+
+RESULTS = [
+    result("a", 0, 8, 0.3),
+    result("b", 0, 8, 0.2),
+    result("c", 0, 16, 0.1),
+    result("d", 1, 8, 0.4, size=10),
+    result("e", 1, 8, 0.4, size=5),
+    result("f", 1, 16, 0.5),
+]
+
+
+def names(results: list[dict[str, Any]]) -> list[str]:
+    return [r["trial"] for r in results]
+
+
+def test_every_k_of_every_group_has_a_winner():
+    assert names(winners(RESULTS, "lowest_fvu_per_k")) == ["b", "c", "e", "f"]
+
+
+def test_or_every_group_has_one():
+    assert names(winners(RESULTS, "lowest_fvu")) == ["c", "e"]
+
+
+def test_the_front_leaves_out_what_another_trial_beats():
+    trials = [
+        result("good", 0, 8, fvu=0.1, size=10, l0=8.0),
+        result("smaller", 0, 8, fvu=0.2, size=5, l0=8.0),
+        result("beaten", 0, 8, fvu=0.2, size=10, l0=8.0),
+        result("sparser", 0, 8, fvu=0.3, size=10, l0=4.0),
+        result("twin", 0, 8, fvu=0.1, size=10, l0=8.0),
+    ]
+    assert front(trials) == ["good", "smaller", "sparser", "twin"]

@@ -1,0 +1,135 @@
+"""The main job from start to finish, by the command that a user gives."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.runs import strata
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="session")
+def run_dir(finished: tuple[Path, str]) -> Path:
+    return finished[0].parent / "runs" / "small"
+
+
+@pytest.fixture(scope="session")
+def summary(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def test_the_summary_has_every_field_and_sound_figures(summary: dict[str, Any]):
+    assert summary["n_layers"] == 8
+    assert 0 < summary["amad"] < 0.5
+    assert summary["n_trials"] == 4
+    assert set(summary["stage_seconds"]) == {
+        *("pack", "harvest_pilot", "group", "harvest_train", "sweep", "evaluate")
+    }
+    assert [layer for g in summary["groups"] for layer in g["layers"]] == list(range(7))
+    dense_fvu_of_nothing = 1.0
+    for group in summary["groups"]:
+        best = group["best"]
+        assert {"trial", "encoder", "h", "m", "n", "k", "selection", "n_parameters"} <= set(best)
+        assert 0 < best["fvu"] < dense_fvu_of_nothing
+        assert 4 < best["l0"] < 16
+        assert 0 <= best["dead_fraction"] < 1
+        assert set(best["ce_recovered"]) == {str(layer) for layer in group["layers"]}
+        assert all(0.3 < value < 1 for value in best["ce_recovered"].values())
+        assert best["trial"] in group["front"]
+
+
+def test_a_person_sees_the_stages_the_table_and_where_to_look(
+    finished: tuple[Path, str], run_dir: Path
+):
+    _, output = finished
+    for text in (
+        "harvest   pilot",
+        "limited by the",
+        "group     2 groups",
+        "sweep     4 trials",
+        "Winners",
+        "CE recovered",
+        f"Run:    {run_dir}",
+        f"MLflow: strata ui {run_dir}",
+    ):
+        assert text in output, output
+    assert "Traceback" not in output
+
+
+def test_the_same_command_again_only_prints_the_result(finished: tuple[Path, str], run_dir: Path):
+    before = {file: file.stat().st_mtime_ns for file in run_dir.rglob("*") if file.is_file()}
+    start = time.monotonic()
+    status, output = strata("run", finished[0])
+    assert status == 0
+    assert "Winners" in output
+    assert "harvest " not in output
+    assert {
+        file: file.stat().st_mtime_ns for file in run_dir.rglob("*") if file.is_file()
+    } == before
+    assert (
+        time.monotonic() - start < 60
+    )  # a Ray that is started, a model that is loaded take longer
+
+
+def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
+    run_dir: Path, summary: dict[str, Any]
+):
+    client = MlflowClient(summary["mlflow"]["tracking_uri"])
+    parent = client.get_run(summary["mlflow"]["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["n_groups"] == 2
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert {run.info.status for run in children} == {"FINISHED"}
+    kinds = sorted(run.data.tags["kind"] for run in children)
+    assert kinds == ["stage"] * 4 + ["trial"] * 4
+    trials = [run for run in children if run.data.tags["kind"] == "trial"]
+    for trial in trials:
+        result = json.loads((run_dir / "trials" / trial.info.run_name / "result.json").read_text())
+        assert trial.data.params["k"] == "8"
+        assert trial.data.metrics["final_fvu"] == pytest.approx(result["fvu"])
+        steps = [m.step for m in client.get_metric_history(trial.info.run_id, "fvu")]
+        assert len(steps) >= 10
+        assert sorted(set(steps)) == sorted(steps)
+        assert {a.path for a in client.list_artifacts(trial.info.run_id)} == {"sae"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id, "figures")} == {
+        *("figures/distances.png", "figures/amad.png", "figures/fvu_against_l0.png")
+    }
+
+
+def test_the_report_holds_every_figure_and_can_be_written_again(
+    finished: tuple[Path, str], run_dir: Path
+):
+    page = run_dir / "report" / "index.html"
+    text = page.read_text()
+    assert len(re.findall("data:image/png;base64,", text)) == 4
+    assert not re.search(r'(src|href)="http', text)
+    page.unlink()
+    status, output = strata("report", finished[0])
+    assert status == 0, output
+    assert page.read_text() == text
+
+
+def test_runs_lists_the_run(finished: tuple[Path, str], run_dir: Path):
+    status, output = strata("runs", run_dir)
+    assert status == 0, output
+    assert "finished" in output
+    assert "test" in output
+
+
+def test_another_configuration_for_the_same_directory_is_refused(
+    finished: tuple[Path, str], run_dir: Path
+):
+    before = (run_dir / "summary.json").read_bytes()
+    status, output = strata("run", finished[0], "--set", "sweep.k=[8,16]")
+    assert status == 2
+    assert "sweep.k: [8] there, [8, 16] now" in output
+    assert "Traceback" not in output
+    assert (run_dir / "summary.json").read_bytes() == before

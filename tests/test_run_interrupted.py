@@ -1,0 +1,27 @@
+"""Ctrl-C in the middle of the sweep."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import start, write_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_ctrl_c_ends_the_run_with_a_word_on_how_to_go_on(tmp_path: Path):
+    config = write_config(tmp_path)
+    # A shell starts background jobs with SIGINT ignored, and what they start inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = start("run", config)
+    while not list((tmp_path / "runs" / "small" / "trials").glob("*/metrics.jsonl")):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGINT)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 1, output
+    assert "strata: interrupted; the same command continues where this one stopped" in output
+    assert "Traceback" not in output

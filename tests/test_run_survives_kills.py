@@ -1,0 +1,62 @@
+"""A driver killed in the middle of each stage: the same command finishes, with the same results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runs import kill_when, start, strata, write_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def stamps(folder: Path, pattern: str) -> dict[str, int]:
+    return {
+        str(file.relative_to(folder)): file.stat().st_mtime_ns
+        for file in sorted(folder.glob(pattern))
+    }
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_harvest_sweep_and_evaluation_ends_like_an_unbroken_one(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    config = write_config(tmp_path)
+    run = tmp_path / "runs" / "small"
+
+    shards = "train.zarr/commits/*.json"
+    kill_when(start("run", config), lambda: bool(stamps(run, shards)))
+    harvested = stamps(run, shards)
+    assert not (run / "trials").exists()
+
+    results = "trials/*/result.json"
+    output = kill_when(start("run", config), lambda: bool(stamps(run, results)))
+    assert "shards are there already" in output
+    trained = stamps(run, results)
+    assert len(trained) < 4, "killed too late to show anything"
+
+    evaluations = "evaluations/*/*.json"
+    output = kill_when(start("run", config), lambda: bool(stamps(run, evaluations)))
+    assert "trials are finished already" in output
+    evaluated = stamps(run, evaluations)
+    assert not (run / "summary.json").exists()
+
+    status, output = strata("run", config)
+    assert status == 0, output
+    assert "evaluations are there already" in output
+    for pattern, before in ((shards, harvested), (results, trained), (evaluations, evaluated)):
+        after = stamps(run, pattern)
+        assert {name: after[name] for name in before} == before, "done twice"
+
+    unbroken_run = finished[0].parent / "runs" / "small"
+    broken, unbroken = (json.loads((r / "summary.json").read_text()) for r in (run, unbroken_run))
+    assert broken["groups"] == unbroken["groups"]
+    for store in ("tokens.zarr", "pilot.zarr", "validation.zarr", "train.zarr"):
+        assert contents(run / store) == contents(unbroken_run / store)
+    weights = "trials/*/sae/sae.safetensors"
+    for file in sorted(run.glob(weights)):
+        assert file.read_bytes() == (unbroken_run / file.relative_to(run)).read_bytes(), file
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
