@@ -8,6 +8,7 @@ nothing. When it stops answering, training goes on, and the next call tells it w
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Tracker:
         self.experiment = cfg.name
         self._run, self._console = run, console
         self._silent_until = 0.0
+        self._speaker = ThreadPoolExecutor(1, "mlflow")
         _check_file(self.uri)
         self._told: dict[str, int] = {}
         self.complete = True
@@ -73,16 +75,7 @@ class Tracker:
 
     def trial_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
         """Tell what a trial has measured since the last call."""
-        name = settings["trial"]
-
-        def tell() -> None:
-            rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-            new = [row for row in rows if row["step"] > self._told.get(name, 0)]
-            params = settings if name not in self._told else {}
-            self._log(self._child(name, {"kind": "trial"}), params, new)
-            self._told[name] = max((row["step"] for row in rows), default=0)
-
-        self._deliver(tell)
+        self._deliver(lambda: self._tell_progress(settings, metrics_file))
 
     def trial_result(self, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Tell a trial's result, and all its metrics if MLflow does not have them; once only."""
@@ -94,7 +87,7 @@ class Tracker:
 
         def tell() -> None:
             self._told.pop(name, None)
-            self.trial_progress(settings, folder / "metrics.jsonl")
+            self._tell_progress(settings, folder / "metrics.jsonl")
             run_id = self._child(name, {"kind": "trial"})
             taken = int(folder.joinpath("result.json").stat().st_mtime * 1000)
             final = {f"final_{key}": result[key] for key in ("fvu", "l0", "dead_fraction")}
@@ -134,12 +127,15 @@ class Tracker:
         }
 
     def _deliver(self, tell: Callable[[], None]) -> None:
-        """Tell MLflow something; if it does not answer, say so once and go on without."""
+        """Tell MLflow something; if it does not answer, say so once and go on without.
+
+        A thread of its own does the telling: Ctrl-C ends the wait, never a transaction half-way.
+        """
         if time.monotonic() < self._silent_until:
             self.complete = False
             return
         try:
-            tell()
+            self._speaker.submit(tell).result()
         except Exception as error:
             if not _is_outage(error):
                 raise
@@ -152,6 +148,14 @@ class Tracker:
                 )
             self.complete = False
             self._silent_until = time.monotonic() + RETRY_SECONDS
+
+    def _tell_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
+        name = settings["trial"]
+        rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+        new = [row for row in rows if row["step"] > self._told.get(name, 0)]
+        params = settings if name not in self._told else {}
+        self._log(self._child(name, {"kind": "trial"}), params, new)
+        self._told[name] = max((row["step"] for row in rows), default=0)
 
     def _log(self, run_id: str, params: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
         metrics = [

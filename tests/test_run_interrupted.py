@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of the sweep."""
+"""Ctrl-C in the sweep, at moments when MLflow is being told."""
 
 import os
 import signal
@@ -12,12 +12,13 @@ from tests.runs import start, write_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_ctrl_c_ends_the_run_with_a_word_on_how_to_go_on(tmp_path: Path):
+@pytest.mark.parametrize("moment", ["metrics.jsonl", "result.json"])
+def test_ctrl_c_ends_the_run_with_a_word_on_how_to_go_on(tmp_path: Path, moment: str):
     config = write_config(tmp_path)
     # A shell starts background jobs with SIGINT ignored, and what they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = start("run", config)
-    while not list((tmp_path / "runs" / "small" / "trials").glob("*/metrics.jsonl")):
+    while not list((tmp_path / "runs" / "small" / "trials").glob(f"*/{moment}")):
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.05)
     os.kill(run.pid, signal.SIGINT)
