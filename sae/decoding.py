@@ -27,17 +27,19 @@ def decode(
     return _Decode.apply(latents.values, w_dec, latents.pattern)
 
 
-def decode_prefixes(
+def decode_segments(
     latents: SparseLatents,
     w_dec: Float[Tensor, "d_sae d_model"],
     prefixes: tuple[int, ...],
 ) -> Float[Tensor, "prefixes tokens d_model"]:
-    """What each nested dictionary reconstructs from the one code, without the decoder's bias.
+    """What each ring of nested dictionaries writes of the one code, without the decoder's bias.
 
-    Element s uses latents below `prefixes[s]` (Matryoshka, arXiv 2503.17547, 3.2: one shared code,
-    gradients through all prefixes). Each entry is decoded once, into its segment; the prefixes
-    are running sums of the segments.
+    Segment s sums the latents from `prefixes[s - 1]` up to `prefixes[s]`; running sums over
+    segments are the nested reconstructions (Matryoshka, arXiv 2503.17547, 3.2: one shared code,
+    gradients through all prefixes). Each entry is decoded once.
     """
+    if len(prefixes) < 2:
+        return decode(latents, w_dec)[None]
     pattern = latents.pattern
     bounds = torch.tensor(prefixes, device=pattern.indices.device)
     segments = torch.searchsorted(bounds, pattern.indices, right=True)
@@ -47,7 +49,7 @@ def decode_prefixes(
     starts = torch.searchsorted(sorted_bags, torch.arange(n_bags + 1, device=bags.device))
     by_segment = Pattern(indices=pattern.indices[order], offsets=starts, d_sae=pattern.d_sae)
     sums = _Decode.apply(latents.values[order], w_dec, by_segment)
-    return sums.view(len(prefixes), pattern.n_rows, -1).cumsum(0)
+    return sums.view(len(prefixes), pattern.n_rows, -1)
 
 
 class _Decode(torch.autograd.Function):

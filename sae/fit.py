@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.autoencoder import SparseAutoencoder
-from sae.decoding import decode, decode_prefixes
+from sae.decoding import decode, decode_segments
 from sae.firing import Firing
 from sae.jumprelu import sparsity_penalty
 from sae.latents import SparseLatents
@@ -185,9 +185,9 @@ class Fit:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.is_cuda):
             latents = sae.encode(scaled)
         self.firing.update(latents)
-        prefixes = self._prefixes(latents)
-        error = (scaled - prefixes[-1]).detach()
-        loss = nested_loss(scaled, prefixes, self._prefix_weights(len(prefixes)))
+        segments = decode_segments(latents, sae.w_dec, sae.cfg.prefixes)
+        weights = self._prefix_weights(len(segments))
+        loss, error = nested_loss(scaled, segments, sae.b_dec, weights)
         dead = self.firing.dead(self.cfg.dead_after_tokens)
         aux = self._auxk(scaled, error, dead)
         loss = loss + self.cfg.auxk_coefficient * aux
@@ -225,12 +225,6 @@ class Fit:
         x = x.to(self.sae.b_dec.dtype)
         units = self.sae.scaling.units(x, layer)
         return units.scale(x), units.unit
-
-    def _prefixes(self, latents: SparseLatents) -> Tensor:
-        sae = self.sae
-        if len(sae.cfg.prefixes) > 1:
-            return decode_prefixes(latents, sae.w_dec, sae.cfg.prefixes) + sae.b_dec
-        return sae.decode(latents)[None]
 
     def _prefix_weights(self, n_prefixes: int) -> Tensor:
         weights = torch.ones(n_prefixes, device=self.sae.b_dec.device)

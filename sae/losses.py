@@ -1,10 +1,13 @@
 """The losses: fraction of variance unexplained, its nested sum, and AuxK."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_ELEMENTS_AT_ONCE = 1 << 17  # Of x in a block: small enough for the cache, large enough for a call.
 
 
 def total_variance(x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, ""]:
@@ -26,15 +29,58 @@ def fvu_loss(
 
 def nested_loss(
     x: Float[Tensor, "tokens d_model"],
-    prefixes: Float[Tensor, "prefixes tokens d_model"],
+    segments: Float[Tensor, "prefixes tokens d_model"],
+    b_dec: Float[Tensor, " d_model"],
     weights: Float[Tensor, " prefixes"],
-) -> Float[Tensor, ""]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens d_model"]]:
     """Weighted sum over nested reconstructions of their FVU (Matryoshka, arXiv 2503.17547, 3.2).
 
     The paper sums with weights 1, and adds AuxK once: so does this, neither averages.
+
+    Args:
+        x: Activations; no gradient flows to them.
+        segments: What each ring of the dictionary adds (`decode_segments`): the reconstruction
+            of prefix s is b_dec + the sum of segments 0 to s.
+        b_dec: Decoder bias.
+        weights: Of each prefix's FVU.
+
+    Returns:
+        The loss, and the residual of the whole dictionary, x - x_hat, without gradient.
     """
-    errors = torch.stack([(x - prefix).square().sum() for prefix in prefixes])
-    return (errors * weights).sum() / total_variance(x)
+    loss, residual = _NestedLoss.apply(segments, b_dec, x.detach(), weights)
+    return loss, residual
+
+
+class _NestedLoss(torch.autograd.Function):
+    """Sums, errors and their gradients a few tokens at a time, while they are in cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, segments: Tensor, b_dec: Tensor, x: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        slopes = 2 * weights / total_variance(x)
+        grads, residual = torch.empty_like(segments), torch.empty_like(x)
+        energies = torch.zeros_like(weights)
+        n_rows = len(x) if x.is_cuda else max(1, _ELEMENTS_AT_ONCE // x.shape[1])
+        for start in range(0, len(x), n_rows):
+            rows = slice(start, start + n_rows)
+            error = b_dec - x[rows]
+            for prefix, segment in enumerate(segments[:, rows]):
+                error += segment
+                energies[prefix] += torch.dot(error.flatten(), error.flatten())
+                torch.mul(error, slopes[prefix], out=grads[prefix, rows])
+            torch.neg(error, out=residual[rows])
+            # A segment is part of its own prefix and of all larger ones.
+            for prefix in range(len(segments) - 2, -1, -1):
+                grads[prefix, rows] += grads[prefix + 1, rows]
+        ctx.save_for_backward(grads)
+        ctx.mark_non_differentiable(residual)
+        return (energies * weights).sum() / total_variance(x), residual
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grads = ctx.saved_tensors[0] * grad_outputs[0]
+        return grads, grads[0].sum(0), None, None
 
 
 def auxk_size(d_model: int) -> int:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import peers
 from sae import SaeConfig, SparseAutoencoder
-from sae.decoding import decode, decode_prefixes
+from sae.decoding import decode, decode_segments
 from sae.latents import SparseLatents
 from sae.losses import auxk_loss, auxk_size, fvu_loss, nested_loss, total_variance
 from sae.selection import select_top_k
@@ -105,8 +105,9 @@ def ours(given, case):
     if case == "matryoshka":
         sae = autoencoder(given, "batch_topk", PREFIXES)
         latents = sae.encode(given["x"])
-        nested = decode_prefixes(latents, sae.w_dec, PREFIXES) + sae.b_dec
-        return loss_and_grads(sae, nested_loss(given["x"], nested, torch.ones(len(PREFIXES))))
+        segments = decode_segments(latents, sae.w_dec, PREFIXES)
+        loss, _ = nested_loss(given["x"], segments, sae.b_dec, torch.ones(len(PREFIXES)))
+        return loss_and_grads(sae, loss)
     sae = autoencoder(given, case)
     return loss_and_grads(sae, fvu_loss(given["x"], sae(given["x"])))
 

@@ -1,6 +1,6 @@
 import torch
 
-from sae.decoding import decode, decode_prefixes, decode_reference
+from sae.decoding import decode, decode_segments, decode_reference
 from sae.latents import Pattern, SparseLatents
 
 
@@ -24,7 +24,7 @@ def test_decode_of_ragged_codes_equals_the_dense_product_with_gradients():
 
 def test_each_prefix_decodes_only_the_latents_below_it():
     latents, w_dec = ragged(), torch.randn(10, 5, dtype=torch.float64)
-    parts = decode_prefixes(latents, w_dec, (1, 5, 10))
+    parts = decode_segments(latents, w_dec, (1, 5, 10)).cumsum(0)
     dense = latents.dense()
     for part, size in zip(parts, (1, 5, 10), strict=True):
         torch.testing.assert_close(part, dense[:, :size] @ w_dec[:size])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import sae.encoders
 import sae.kron
 from sae import KronShape, SaeConfig, SparseAutoencoder
-from sae.decoding import decode_prefixes
+from sae.decoding import decode_segments
+from sae.latents import SparseLatents
 from sae.selection import batch_top_k_reference, top_k_reference
 
 TOLERANCE = {
@@ -46,14 +47,17 @@ def ours(sae, x):
     latents = sae.encode(x)
     if not sae.cfg.prefixes:
         return latents.dense(), sae.decode(latents)[None]
-    return latents.dense(), decode_prefixes(latents, sae.w_dec, sae.cfg.prefixes) + sae.b_dec
+    return latents.dense(), decode_segments(latents, sae.w_dec, sae.cfg.prefixes).cumsum(
+        0
+    ) + sae.b_dec
 
 
 def values_and_grads(fn, sae, x):
     x = x.clone().requires_grad_()
     latents, x_hat = fn(sae, x)
     cotangents = [
-        torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out) for out in (latents, x_hat)
+        torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+        for out in (latents, x_hat)
     ]
     grads = torch.autograd.grad((latents, x_hat), (x, *sae.parameters()), cotangents)
     return (latents, x_hat), dict(zip(["x", *dict(sae.named_parameters())], grads, strict=True))
@@ -112,8 +116,9 @@ def test_any_kronecker_shape_and_any_blocking_equal_the_full_width_form(data):
     sae = autoencoder(cfg)
     x = torch.randn(n_tokens, 5, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
+        elements = data.draw(st.sampled_from([1, 40, 1 << 20]), label="block elements")
+        patch.setattr(sae_encoders, "BLOCK_ELEMENTS", elements)
         for module in (sae_encoders, sae_kron):
-            patch.setattr(module, "BLOCK_ELEMENTS", data.draw(st.sampled_from([1, 40, 1 << 20])))
             patch.setattr(module, "BLOCK_LATENTS", data.draw(st.sampled_from([1, 7, 1 << 10])))
         values, grads = values_and_grads(ours, sae, x)
     expected, expected_grads = values_and_grads(reference, sae, x)
@@ -124,9 +129,14 @@ def test_any_kronecker_shape_and_any_blocking_equal_the_full_width_form(data):
 sae_encoders, sae_kron = sae.encoders, sae.kron
 
 
-@settings(deadline=None, max_examples=40)
+def kept_multiset(latents, selection):
+    rows = latents if selection == "topk" else latents.reshape(1, -1)
+    return rows.sort(1).values
+
+
+@settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_with_ties_the_kept_values_are_the_same_multiset(data):
+def test_with_ties_the_kept_values_are_the_same_multiset_and_their_gradients_the_formulas(data):
     encoder = data.draw(st.sampled_from(["dense", KronShape(h=6, m=2, n=3)]), label="encoder")
     selection = data.draw(st.sampled_from(["topk", "batch_topk"]), label="selection")
     k = data.draw(st.integers(1, 36), label="k")
@@ -137,13 +147,74 @@ def test_with_ties_the_kept_values_are_the_same_multiset(data):
         for p in sae.encoder.parameters():
             p.copy_(torch.randint(-1, 2, p.shape))
     x = torch.randint(-1, 2, (5, 3)).double()
+    values, grads = values_and_grads(ours, sae, x)
+    full, _ = reference(sae, x)
+    torch.testing.assert_close(
+        kept_multiset(values[0], selection), kept_multiset(full, selection), rtol=1e-9, atol=1e-9
+    )
+    kept = values[0] > 0
+
+    def with_our_choice(sae, x):
+        latents = torch.where(kept, sae.encoder.reference(x, sae.b_dec), 0.0)
+        return latents, (latents @ sae.w_dec + sae.b_dec)[None]
+
+    expected, expected_grads = values_and_grads(with_our_choice, sae, x)
+    torch.testing.assert_close(values, expected, **TOLERANCE[torch.float64])
+    torch.testing.assert_close(grads, expected_grads, **TOLERANCE[torch.float64])
+
+
+def as_rounded(exact, rounded):
+    """The value of `rounded`, with the gradient of `exact`."""
+    return exact + (rounded.double() - exact).detach()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_bfloat16_gradients_of_pruned_heads_are_those_of_the_full_width_form(data):
+    h, m, n = (data.draw(st.integers(1, top), label=s) for s, top in [("h", 9), ("m", 4), ("n", 5)])
+    k = data.draw(st.one_of(st.integers(1, h * m * n), st.just(h * m * n)), label="k")
+    selection = data.draw(st.sampled_from(["topk", "batch_topk"]), label="selection")
+    activation = data.draw(st.sampled_from(["mand", "relu_product"]), label="activation")
+    torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    shape = KronShape(h=h, m=m, n=n, activation=activation)
+    cfg = SaeConfig(d_model=5, d_sae=h * m * n, k=k, encoder=shape, selection=selection)
+    sae, x = autoencoder(cfg, torch.bfloat16), torch.randn(9, 5).bfloat16().requires_grad_()
+    latents = sae.encode(x)
+    # Not negative, so that the only sums that cancel are those over tokens.
+    slopes = torch.rand(latents.values.shape).bfloat16()
+    weights = (sae.encoder.w_enc, sae.encoder.b_enc, sae.b_dec)
+    grads = torch.autograd.grad(latents.values, (x, *weights), slopes)
+
+    # The same bfloat16 numbers in float64, rounded where bfloat16 rounds them.
+    wide = [t.detach().double().requires_grad_() for t in (x, *weights)]
+    wide_x, w_enc, b_enc, b_dec = wide
+    centred = as_rounded(wide_x - b_dec, x - sae.b_dec)
     with torch.no_grad():
-        latents, expected = sae.encode(x).dense(), reference(sae, x)[0]
-    if selection == "topk":
-        latents, expected = latents.sort(1).values, expected.sort(1).values
-    else:
-        latents, expected = latents.flatten().sort().values, expected.flatten().sort().values
-    torch.testing.assert_close(latents, expected, rtol=1e-9, atol=1e-9)
+        rounded = torch.nn.functional.linear(x - sae.b_dec, *weights[:2])
+    pre_acts = as_rounded(centred @ w_enc.T + b_enc, rounded)
+    u = pre_acts[:, : h * m].unflatten(1, (h, m, 1)).relu()
+    v = pre_acts[:, h * m :].unflatten(1, (h, 1, n)).relu()
+    products = (u * v).flatten(1)
+    choose = top_k_reference if selection == "topk" else batch_top_k_reference
+    naive = choose(products, k if selection == "topk" else 9 * k)
+    kept = latents.dense() > 0
+    ours = torch.where(kept, products, 0.0)
+    assert torch.equal(kept_multiset(ours, selection), kept_multiset(naive, selection))
+    acts = torch.where(kept, products, 1.0)
+    acts = torch.where(kept, acts.sqrt() if activation == "mand" else acts, 0.0)
+    torch.testing.assert_close(latents.dense().double(), acts.detach(), rtol=4e-3, atol=1e-9)
+
+    cotangent = SparseLatents(slopes, latents.pattern).dense().double()
+    grad_acts, *expected = torch.autograd.grad(acts, (pre_acts, *wide), cotangent)
+    terms = [  # Sums of the absolute values of what each gradient adds up.
+        grad_acts @ w_enc.abs(),
+        grad_acts.T @ centred.abs(),
+        grad_acts.sum(0),
+        grad_acts.sum(0) @ w_enc.abs(),
+    ]
+    for grad, formula, size in zip(grads, expected, terms, strict=True):
+        assert grad.dtype == torch.bfloat16
+        assert ((grad.double() - formula).abs() <= 2e-2 * size + 1e-9).all()
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
