@@ -7,7 +7,9 @@ Seeds are fixed: the same machine and torch give the same figures. Tables are pr
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,26 @@ def pilot_claims(
     return claims
 
 
+def pilot_tables(number: int, n_tokens: int, n_steps: int) -> dict[str, list[dict[str, Any]]]:
+    """All tables of a pilot of `PILOTS`."""
+    tables = PilotTables(PILOTS[number], n_tokens, n_steps)
+    return {
+        "selections": tables.selections(),
+        "encoders": [row for k in ENCODER_KS for row in tables.encoders(k)],
+        "products": [tables.activations(PRODUCT_K)],
+    }
+
+
+def plain_tables(n_steps: int) -> dict[str, list[dict[str, Any]]]:
+    """The table of uncorrelated directions."""
+    return {"synthetic_uncorrelated": plain_table(n_steps)}
+
+
+def toy_tables(n_steps: int, block: int, n_seeds: int) -> dict[str, list[dict[str, Any]]]:
+    """The table of directions that correlate in blocks of `block`."""
+    return {"synthetic_correlated": toy_table(n_steps, block, n_seeds)}
+
+
 def main() -> int:
     """Run, print, write; 1 if a demanded claim fails."""
     parser = argparse.ArgumentParser(description="Quality of the SAE core.")
@@ -112,33 +134,32 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=200_000, help="activations of a pilot")
     parser.add_argument("--seeds", type=int, default=4, help="of the correlated data")
     parser.add_argument("--only", choices=["synthetic", "pilots"])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/quality.json")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    jobs: list[tuple[Any, ...]] = []
+    if options.only != "synthetic":
+        for number, pilot in enumerate(PILOTS):
+            if pilot.present:
+                jobs.append((pilot_tables, number, options.tokens, options.steps))
+            else:
+                print(f"{pilot.name}: not here, left out", flush=True)
+    if options.only != "pilots":
+        jobs.append((plain_tables, options.steps))
+        jobs += [(toy_tables, options.steps, block, options.seeds) for block in BLOCKS]
     tables: dict[str, list[dict[str, Any]]] = {}
+    # One thread each, so that figures do not depend on the number of cores.
+    workers = ProcessPoolExecutor(
+        options.workers, get_context("spawn"), torch.set_num_threads, (1,)
+    )
+    with workers:
+        for done in [workers.submit(*job) for job in jobs]:
+            for name, rows in done.result().items():
+                tables.setdefault(name, []).extend(rows)
     claims: list[Claim] = []
     if options.only != "pilots":
-        print("synthetic, uncorrelated", flush=True)
-        tables["synthetic_uncorrelated"] = plain_table(options.steps)
-        tables["synthetic_correlated"] = []
-        for block in BLOCKS:
-            print(f"synthetic, correlated in blocks of {block}", flush=True)
-            tables["synthetic_correlated"] += toy_table(options.steps, block, options.seeds)
         claims += synthetic_claims(tables["synthetic_uncorrelated"], tables["synthetic_correlated"])
     if options.only != "synthetic":
-        names = ("selections", "encoders", "products")
-        tables.update({name: [] for name in names})
-        for pilot in PILOTS:
-            if not pilot.present:
-                print(f"{pilot.name}: not here, left out", flush=True)
-                continue
-            print(pilot.name, flush=True)
-            pilot_tables = PilotTables(pilot, options.tokens, options.steps)
-            tables["selections"] += pilot_tables.selections()
-            for k in ENCODER_KS:
-                tables["encoders"] += pilot_tables.encoders(k)
-            tables["products"].append(pilot_tables.activations(PRODUCT_K))
         claims += pilot_claims(*(tables[name] for name in ("selections", "products", "encoders")))
     print()
     for claim in claims:
@@ -150,7 +171,7 @@ def main() -> int:
         verdict = "" if claim.holds else "  FAILS"
         print(f"{claim.name:76} {claim.value:8.4f}  {', '.join(bounds) or 'stated'}{verdict}")
     record = {
-        "settings": {key: getattr(options, key) for key in ("steps", "tokens", "seeds", "threads")},
+        "settings": {key: getattr(options, key) for key in ("steps", "tokens", "seeds")},
         "torch": torch.__version__,
         "claims": [asdict(claim) for claim in claims],
         "tables": tables,

@@ -134,7 +134,10 @@ def plain_table(n_steps: int) -> list[dict[str, Any]]:
         out = measured(sae, x)
         mcc = dictionary_mcc(sae.w_dec, dictionary)
         table.append({"autoencoder": name, "mcc": mcc, "fvu": out.fvu, "l0": out.l0})
-        print(f"  {name:24} mcc {mcc:.3f}  fvu {out.fvu:.4f}  l0 {out.l0:.2f}", flush=True)
+        print(
+            f"  uncorrelated  {name:24} mcc {mcc:.3f}  fvu {out.fvu:.4f}  l0 {out.l0:.2f}",
+            flush=True,
+        )
     return table
 
 
@@ -155,7 +158,7 @@ def toy_table(n_steps: int, block: int, n_seeds: int) -> list[dict[str, Any]]:
         means = {key: sum(row[key] for row in found) / len(found) for key in found[0]}
         table.append({"autoencoder": name, "block": block, "seeds": n_seeds, **means})
         figures = "  ".join(f"{key} {value:.3f}" for key, value in means.items())
-        print(f"  {name:24} {figures}", flush=True)
+        print(f"  blocks of {block}  {name:24} {figures}", flush=True)
     return table
 
 
