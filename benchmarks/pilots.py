@@ -28,6 +28,8 @@ class PilotTables:
     def __init__(self, pilot: Pilot, n_tokens: int, n_steps: int) -> None:
         self._name, self._n_steps = pilot.name, n_steps
         self._train, self._held_out = pilot.activations(n_tokens)
+        # Of the training rows, as many as are held out: what the threshold was learnt on.
+        self._seen = next(shuffled(self._train, len(self._held_out), seed=1))
 
     def _fit(self, k: int, **options: Any) -> SparseAutoencoder:
         cfg = SaeConfig(d_model=self._train.shape[1], d_sae=D_SAE, k=k, **options)
@@ -35,7 +37,11 @@ class PilotTables:
         return fitted(cfg, batches, self._n_steps, lr=LR, dead_after_tokens=DEAD_AFTER)
 
     def selections(self) -> list[dict[str, Any]]:
-        """TopK against BatchTopK at equal L0, and BatchTopK's threshold against its batch."""
+        """TopK against BatchTopK at equal L0, and BatchTopK's threshold against its batch.
+
+        The threshold is compared on rows it was learnt on (`seen_`) and on held-out documents,
+        where it also shows that those use more latents, or fewer, than the text trained on.
+        """
         table = []
         for scaling in SCALINGS:
             for k in KS:
@@ -43,6 +49,8 @@ class PilotTables:
                 batch = self._fit(k, scaling=scaling, selection="batch_topk")
                 by_batch = measured(batch, self._held_out, by_batch=True)
                 by_threshold = measured(batch, self._held_out)
+                seen_by_batch = measured(batch, self._seen, by_batch=True)
+                seen_by_threshold = measured(batch, self._seen)
                 row = {
                     "pilot": self._name,
                     "scaling": scaling,
@@ -53,6 +61,10 @@ class PilotTables:
                     "l0_batch_topk": by_batch.l0,
                     "fvu_threshold": by_threshold.fvu,
                     "l0_threshold": by_threshold.l0,
+                    "seen_fvu_batch_topk": seen_by_batch.fvu,
+                    "seen_l0_batch_topk": seen_by_batch.l0,
+                    "seen_fvu_threshold": seen_by_threshold.fvu,
+                    "seen_l0_threshold": seen_by_threshold.l0,
                     "dead_topk": top.dead_fraction,
                     "dead_batch_topk": by_batch.dead_fraction,
                 }

@@ -1,7 +1,7 @@
-"""The two sparse kernels everything is made of: weighted sums of rows, and dots of row pairs.
+"""The two sparse operations everything is made of: weighted sums of rows, and dots of row pairs.
 
 Both go over the entries of a sparse matrix and read one row of a table for each; neither makes an
-(entries, d_model) copy.
+(entries, d_model) copy. On a GPU they are the kernels of `sae.triton_kernels`.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_ENTRIES_AT_ONCE = 1 << 14
+from sae.kernels import kernels_for
 
 
 def weighted_sums(
@@ -24,6 +24,9 @@ def weighted_sums(
     that of the weighted `embedding_bag` makes copies and has no bfloat16 on CUDA
     (pytorch#185808).
     """
+    kernels = kernels_for(table)
+    if kernels is not None:
+        return kernels.weighted_sums(table.detach(), picks, weights.detach(), offsets)
     with torch.autocast(table.device.type, enabled=False):
         return F.embedding_bag(
             picks,
@@ -42,7 +45,7 @@ def weighted_sums_reference(
     offsets: Int[Tensor, " bags_plus_one"],
 ) -> Float[Tensor, "bags d_model"]:
     """`weighted_sums` as its formula, with the copy it avoids."""
-    bags = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+    bags = torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
     out = table.new_zeros(len(offsets) - 1, table.shape[1])
     return out.index_add(0, bags, weights[:, None] * table[picks])
 
@@ -59,14 +62,14 @@ def entry_dots(
     `rows` and `offsets` say the same thing twice: entries come row by row.
     """
     left, right = left.detach().to(right.dtype), right.detach()
-    if left.device.type == "cpu":
-        # The dots of embedding_bag's own backward; public only through autograd, which would
-        # compute the table's gradient too.
-        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            left, right, picks, offsets[:-1], rows, 0
-        )
-    chunks = zip(rows.split(_ENTRIES_AT_ONCE), picks.split(_ENTRIES_AT_ONCE), strict=True)
-    return torch.cat([torch.linalg.vecdot(left[r], right[p]) for r, p in chunks])
+    kernels = kernels_for(right)
+    if kernels is not None:
+        return kernels.entry_dots(left, right, rows, picks)
+    # The dots of embedding_bag's own backward; public only through autograd, which would compute
+    # the table's gradient too.
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        left, right, picks, offsets[:-1], rows, 0
+    )
 
 
 def entry_dots_reference(

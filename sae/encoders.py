@@ -23,6 +23,15 @@ BLOCK_LATENTS = 1 << 12
 """Widest piece of the dictionary scored at once."""
 
 
+def token_blocks(
+    centred: Float[Tensor, "tokens d_model"], width: int
+) -> Iterator[tuple[int, Float[Tensor, "block d_model"]]]:
+    """Consecutive tokens, BLOCK_ELEMENTS at most at `width` numbers each, and where they start."""
+    height = max(1, BLOCK_ELEMENTS // width)
+    for first_token in range(0, len(centred), height):
+        yield first_token, centred[first_token : first_token + height]
+
+
 class DenseEncoder(nn.Module):
     """Latent j of activation x is ReLU(w_enc[j] . (x - b_dec) + b_enc[j])."""
 
@@ -53,9 +62,7 @@ class DenseEncoder(nn.Module):
         """
         n_latents = len(self.w_enc) if only is None else len(only)
         width = min(n_latents, BLOCK_LATENTS)
-        height = max(1, BLOCK_ELEMENTS // width)
-        for first_token in range(0, len(centred), height):
-            tokens = centred[first_token : first_token + height]
+        for first_token, tokens in token_blocks(centred, width):
             for start in range(0, n_latents, width):
                 stop = min(start + width, n_latents)
                 if only is None:

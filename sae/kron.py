@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.config import KronShape
-from sae.encoders import BLOCK_ELEMENTS, BLOCK_LATENTS, linear_grads
+from sae.encoders import BLOCK_LATENTS, linear_grads, token_blocks
+from sae.kernels import kernels_for
 from sae.latents import Pattern
 from sae.selection import MatrixBlock, Picks, ScoreBlock, Selection, top_k_per_row
 
@@ -98,9 +99,7 @@ class KronEncoder(nn.Module):
             yield from self._blocks_of(centred, only)
             return
         h, m, n = self.shape.h, self.shape.m, self.shape.n
-        height = max(1, BLOCK_ELEMENTS // self.shape.n_rows)
-        for first_token in range(0, len(centred), height):
-            tokens = centred[first_token : first_token + height]
+        for first_token, tokens in token_blocks(centred, self.shape.n_rows):
             acts = F.linear(tokens, self.w_enc, self.b_enc).relu_()
             base = acts[:, : h * m].unflatten(1, (h, m))
             extension = acts[:, h * m :].unflatten(1, (h, n))
@@ -108,13 +107,11 @@ class KronEncoder(nn.Module):
 
     def _blocks_of(self, centred: Tensor, only: Tensor) -> Iterator[MatrixBlock]:
         width = min(len(only), BLOCK_LATENTS)
-        height = max(1, BLOCK_ELEMENTS // (4 * width))
         for ids in only.split(width):
             base_rows, extension_rows = self._rows(ids)
             rows, places = torch.cat([base_rows, extension_rows]).unique(return_inverse=True)
             w_enc, b_enc = self.w_enc[rows], self.b_enc[rows]
-            for first_token in range(0, len(centred), height):
-                tokens = centred[first_token : first_token + height]
+            for first_token, tokens in token_blocks(centred, 4 * width):
                 acts = (
                     F.linear(tokens, w_enc, b_enc)
                     .relu_()
@@ -214,13 +211,17 @@ class HeadBlock:
     extension: Float[Tensor, "tokens h n"]
     first_token: int = 0
 
-    def _maxima(self) -> Float[Tensor, "tokens h"]:
+    def maxima(self) -> Float[Tensor, "tokens h"]:
+        """The largest product of every head, at least in float32."""
+        kernels = kernels_for(self.base)
+        if kernels is not None:
+            return kernels.head_maxima(self.base, self.extension)
         return _wide(self.base.amax(-1)) * _wide(self.extension.amax(-1))
 
     def top_k(self, k: int) -> Picks:
         """The k largest of each token, from the k heads with the largest maxima."""
         m, n = self.base.shape[-1], self.extension.shape[-1]
-        _, heads = top_k_per_row(self._maxima(), min(k, self.base.shape[1]))
+        _, heads = top_k_per_row(self.maxima(), min(k, self.base.shape[1]))
         u = _wide(self.base.gather(1, heads[:, :, None].expand(-1, -1, m)))
         v = _wide(self.extension.gather(1, heads[:, :, None].expand(-1, -1, n)))
         products = (u[..., None] * v[:, :, None]).flatten(1)
@@ -230,13 +231,13 @@ class HeadBlock:
 
     def lower_bound(self, n: int) -> Tensor | None:
         """The n-th largest of the heads' maxima."""
-        maxima = self._maxima().flatten()
+        maxima = self.maxima().flatten()
         return None if len(maxima) < n else maxima.topk(n, sorted=False).values.min()
 
     def above(self, bound: Tensor | float) -> tuple[Picks, Tensor]:
         """Entries whose score is positive and at least `bound`, and their tokens."""
         m, n = self.base.shape[-1], self.extension.shape[-1]
-        maxima = self._maxima()
+        maxima = self.maxima()
         tokens, heads = ((maxima >= bound) & (maxima > 0)).nonzero(as_tuple=True)
         u, v = _wide(self.base[tokens, heads]), _wide(self.extension[tokens, heads])
         products = u[:, :, None] * v[:, None]

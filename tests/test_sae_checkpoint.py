@@ -5,12 +5,13 @@ import torch
 from safetensors.torch import save_file
 
 from sae import Fit, FitConfig, KronShape, SaeConfig, SparseAutoencoder, load, load_fit, save
+from sae.progressive import evaluate_prefixes
 
-VARIANTS = [
-    {},
-    {"encoder": KronShape(h=6, m=2, n=4), "prefixes": (16, 48)},
-    {"selection": "batch_topk", "scaling": "token_standardize"},
-]
+ENCODERS = {
+    "dense": "dense",
+    "mand": KronShape(h=6, m=2, n=4),
+    "relu product": KronShape(h=6, m=2, n=4, activation="relu_product"),
+}
 
 
 def make(**kw):
@@ -20,17 +21,30 @@ def make(**kw):
     return sae
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_saved_is_loaded_bit_for_bit(variant, tmp_path):
-    sae = make(**variant)
+@pytest.mark.parametrize("scaling", ["layer_scale", "token_standardize"])
+@pytest.mark.parametrize("prefixes", [(), (16, 48)], ids=["one", "nested"])
+@pytest.mark.parametrize("selection", ["topk", "batch_topk", "jumprelu"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_what_was_trained_and_saved_is_loaded_bit_for_bit(
+    encoder, selection, prefixes, scaling, tmp_path
+):
+    sae = make(encoder=ENCODERS[encoder], selection=selection, prefixes=prefixes, scaling=scaling)
+    x, layer = torch.randn(20, 10), torch.tensor([0, 7, 0, 7, 7] * 4)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    Fit(sae, FitConfig(lr=1e-2), n_steps=1).step(x, layer)
     save(tmp_path / "new" / "folder", sae, {"layers": [0, 7]})
     again, extra = load(tmp_path / "new" / "folder")
     assert extra == {"layers": [0, 7]}
     assert again.cfg == sae.cfg
     assert not again.training
     assert all(torch.equal(again.state_dict()[n], t) for n, t in sae.state_dict().items())
-    x, layer = torch.randn(5, 10), torch.tensor([0, 7, 0, 7, 7])
-    assert torch.equal(again.reconstruct(x, layer).x_hat, sae.reconstruct(x, layer).x_hat)
+    assert not torch.equal(before["w_dec"], again.w_dec)
+    ours, theirs = sae.reconstruct(x, layer), again.reconstruct(x, layer)
+    assert torch.equal(theirs.x_hat, ours.x_hat)
+    assert torch.equal(theirs.latents.dense(), ours.latents.dense())
+    sizes, metrics = zip(*evaluate_prefixes(again, x, layer), strict=True)
+    assert sizes == (prefixes or (48,))
+    assert [m.fvu for m in metrics] == [m.fvu for _, m in evaluate_prefixes(sae, x, layer)]
 
 
 def test_saving_again_replaces_and_leaves_no_partial_file(tmp_path):

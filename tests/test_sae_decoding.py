@@ -1,6 +1,6 @@
 import torch
 
-from sae.decoding import decode, decode_segments, decode_reference
+from sae.decoding import decode, decode_reference, decode_segments
 from sae.latents import Pattern, SparseLatents
 
 

@@ -9,6 +9,7 @@ from sae.losses import auxk_size
 
 CONFIGS = {
     "dense jumprelu": {"selection": "jumprelu"},
+    "nested jumprelu": {"selection": "jumprelu", "prefixes": (16, 32, 64)},
     "kron jumprelu": {"encoder": KronShape(h=8, m=2, n=4), "selection": "jumprelu"},
     "dense topk": {},
     "dense batch": {"selection": "batch_topk", "scaling": "token_standardize"},

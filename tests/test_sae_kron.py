@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -72,17 +73,21 @@ FRESH = """
 import torch
 from sae.kron import root
 torch.set_num_threads(2)
-x = torch.rand(1024, 32768) + 1e-3
+x = torch.rand(1024, 8192) + 1e-3
 z = root(x)
-print(float(((z.double() ** 2) / x - 1).abs().max()))
+print(float((z * z / x - 1).abs().max()))
 """
+
+
+def first_root_of_a_process(_):
+    command = [sys.executable, "-c", FRESH]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.slow
 def test_the_first_root_of_a_fresh_process_is_exact_every_time():
-    # torch's own sqrt was seen to fail here in 3 of 85 processes, by up to 9e-4.
-    for _ in range(8):
-        done = subprocess.run(
-            [sys.executable, "-c", FRESH], capture_output=True, text=True, check=True
-        )
-        assert float(done.stdout) < 1e-6
+    # torch's own sqrt was seen to fail here in 3 of 85 processes, by up to 9e-4: so rarely that
+    # 40 processes would still miss it once in four times.
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(first_root_of_a_process, range(40)))
+    assert max(errors) < 1e-6
