@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from orchestrator import config_file
-from orchestrator.config import FREE_SECTIONS, RunConfig
+from orchestrator import config_file, run_lock
+from orchestrator.config import FREE_SETTINGS, RunConfig
 from orchestrator.errors import UserError
 from storage.files import write_file
 
@@ -24,20 +24,34 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, cfg: RunConfig) -> "RunDirectory":
-        """The directory of `cfg`, created if need be.
+        """The directory of `cfg`, created if need be, for this process alone as long as it lives.
 
         Raises:
-            UserError: If it belongs to another configuration (with the difference), or can't be
-                written.
+            UserError: If it belongs to another configuration (with the difference), another process
+                works on it, or it can't be written.
         """
         run = cls(cfg.run_dir)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not run.config.is_file() and any(f.name != "lock" for f in run.path.iterdir()):
+                raise UserError(
+                    f"{run.path} holds files but no run of strata; give a run_dir that is new or empty"
+                )
+            run_lock.hold(run.path)
+        except OSError as error:
+            raise UserError(
+                f"{run.path} can't be written ({error.strerror}); set run_dir to a place that can"
+            ) from None
         dumped = config_file.dump(cfg)
         if run.config.is_file():
             old = yaml.safe_load(run.config.read_text())
-            changed = list(
-                config_file.differences(_identity(old), _identity(yaml.safe_load(dumped)))
-            )
-            if changed and not run.tokens.is_dir():  # nothing came of the former one yet
+            changed = [
+                difference
+                for difference in config_file.differences(old, yaml.safe_load(dumped))
+                if not _is_free(difference[0])
+            ]
+            made = run.tokens.is_dir() or run.pilot.is_dir()
+            if changed and not made:  # nothing came of the former one yet
                 write_atomically(run.config, dumped)
             elif changed:
                 lines = [f"  {path}: {a!r} there, {b!r} now" for path, a, b in changed]
@@ -47,17 +61,7 @@ class RunDirectory:
                     + "\nRestore these values to continue it, or set another run_dir; nothing was changed"
                 )
             return run
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            if any(run.path.iterdir()):
-                raise UserError(
-                    f"{run.path} holds files but no run of strata; give a run_dir that is new or empty"
-                )
-            write_atomically(run.config, dumped)
-        except OSError as error:
-            raise UserError(
-                f"{run.path} can't be written ({error.strerror}); set run_dir to a place that can"
-            ) from None
+        write_atomically(run.config, dumped)
         return run
 
     @property
@@ -89,6 +93,16 @@ class RunDirectory:
     def groups(self) -> Path:
         """The groups of layers, with the distances they come from."""
         return self.path / "groups.json"
+
+    @property
+    def rows(self) -> Path:
+        """How many rows of the training store are used, and why others are not."""
+        return self.path / "rows.json"
+
+    @property
+    def damage(self) -> Path:
+        """What `strata verify` found damaged and the harvest has not taken back yet."""
+        return self.path / "damage.json"
 
     @property
     def trials(self) -> Path:
@@ -151,6 +165,6 @@ def write_atomically(path: Path, text: str) -> None:
     write_file(path, [text.encode()])
 
 
-def _identity(dumped: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the results."""
-    return {key: value for key, value in dumped.items() if key not in FREE_SECTIONS}
+def _is_free(path: str) -> bool:
+    """Whether a setting may change between two calls of one run."""
+    return any(path == free or path.startswith(f"{free}.") for free in FREE_SETTINGS)

@@ -169,19 +169,21 @@ class ShuffledBatches:
         begins = np.cumsum([0, *(stop - start for start, stop in spans)])
         rows = np.empty((begins[-1], spec.d_model), stored_dtype(spec.dtype))
         layers = np.empty(begins[-1], np.uint8)
+        scales = np.empty(begins[-1], np.float32)
         kept = np.empty(begins[-1], bool)
         for begin, chunk, (start, stop) in zip(begins, chunks, spans, strict=False):
             here = slice(begin, begin + stop - start)
             rows[here] = store.read_stored(self._array, start, stop)
             layers[here] = store.row_layers(self._array, start, stop)
+            scales[here] = store.row_scales(self._array, start, stop)
             kept[here] = self._kept(int(chunk))
         candidates = np.flatnonzero(kept)
         order = permutation(len(candidates), self._seed, Stream.WINDOW_ROWS, epoch, index)
         order = candidates[order]
         while offset < len(order):
             take = order[offset : offset + self._batch_rows - n_pending]
-            layer = layers[take]
-            yield Batch(x=store.decode(rows[take], layer), layer=layer.astype(np.int64))
+            x = store.decode(rows[take], scales[take])
+            yield Batch(x=x, layer=layers[take].astype(np.int64))
             offset += len(take)
             n_pending = 0
 

@@ -1,13 +1,16 @@
 """Commit records: a shard counts when its record exists, and the record is written last."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import google_crc32c
 
 from storage.errors import StoreError
-from storage.files import FileRecord, write_file
+from storage.files import FileRecord
+from storage.places import Place
+
+_NAME = re.compile(r"commits/(\d+)\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,12 @@ class LayerTotals:
 
     n_clipped: int
     """Values too large for the store's dtype, stored as its largest; 0 is what one wants."""
+
+    squared_error: float | None = None
+    """Of int8: sum of the squared differences between the rows as read and as given, else None."""
+
+    squared_deviation: float | None = None
+    """Of int8: sum of their squared distances from their mean in this shard, else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +63,9 @@ class ShardRecord:
 class CommitLog:
     """The commit records of one store, as `commits/<shard>.json`."""
 
-    def __init__(self, folder: Path, store: str) -> None:
-        """Look for records in `folder` that belong to the store whose digest is `store`."""
-        self._folder = folder
+    def __init__(self, place: Place, store: str) -> None:
+        """Of the store at a place, whose digest is `store`."""
+        self._place = place
         self._store = store
         self._records: dict[int, ShardRecord] = {}
 
@@ -66,11 +75,10 @@ class CommitLog:
         Raises:
             StoreError: If a record is damaged or belongs to another store.
         """
-        shards = sorted(int(path.stem) for path in self._folder.glob("[0-9]*.json"))
-        return {shard: self.record(shard) for shard in shards}
+        return {shard: self.record(shard) for shard in self.shards()}
 
     def __contains__(self, shard: int) -> bool:
-        return shard in self._records or self._path(shard).is_file()
+        return shard in self._records or self._place.size(_name(shard)) is not None
 
     def record(self, shard: int) -> ShardRecord:
         """The record of a committed shard. Committed is for ever, so it is read once.
@@ -79,26 +87,38 @@ class CommitLog:
             StoreError: If it is damaged or belongs to another store.
         """
         if shard not in self._records:
-            path = self._path(shard)
+            name = _name(shard)
             try:
-                self._records[shard] = self._parsed(path.read_bytes(), shard)
+                self._records[shard] = self._parsed(self._place.read(name), shard)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise StoreError(
-                    f"{path} is not the record that was written ({error}); it was edited, damaged, "
-                    "or belongs to another store: delete it, and the next harvest writes its shard "
-                    "again"
+                    f"{self._place}/{name} is not the record that was written ({error}); it was edited, damaged, "
+                    "or belongs to another store: `strata verify` and then `strata harvest` write "
+                    "its shard again"
                 ) from error
         return self._records[shard]
 
     def write(self, record: ShardRecord) -> None:
         """Commit a shard, all of whose files are written."""
-        body = json.dumps({"store": self._store, **asdict(record)}, sort_keys=True)
-        text = json.dumps({"crc32c": _checksum(body), "record": json.loads(body)}, sort_keys=True)
-        write_file(self._path(record.shard), [text.encode()])
+        self._place.write(_name(record.shard), [self.text(record, self._store)])
         self._records[record.shard] = record
 
-    def _path(self, shard: int) -> Path:
-        return self._folder / f"{shard:06d}.json"
+    @staticmethod
+    def text(record: ShardRecord, store: str) -> bytes:
+        """The file of a record of the store whose digest is `store`."""
+        body = json.dumps({"store": store, **asdict(record)}, sort_keys=True)
+        text = json.dumps({"crc32c": _checksum(body), "record": json.loads(body)}, sort_keys=True)
+        return text.encode()
+
+    def remove(self, shard: int) -> None:
+        """Take a commit back, so that the next harvest writes the shard again."""
+        self._records.pop(shard, None)
+        self._place.delete(_name(shard))
+
+    def shards(self) -> list[int]:
+        """The shards that have a record, sound or not, ascending."""
+        matches = map(_NAME.fullmatch, self._place.names("commits"))
+        return sorted(int(match[1]) for match in matches if match)
 
     def _parsed(self, text: bytes, shard: int) -> ShardRecord:
         data = json.loads(text)
@@ -113,6 +133,10 @@ class CommitLog:
             files={name: FileRecord(**file) for name, file in body["files"].items()},
             layers={int(layer): LayerTotals(**t) for layer, t in body["layers"].items()},
         )
+
+
+def _name(shard: int) -> str:
+    return f"commits/{shard:06d}.json"
 
 
 def _checksum(text: str) -> str:

@@ -1,7 +1,8 @@
-"""How activations become the numbers in a chunk: scaling by powers of two, and three dtypes.
+"""How activations become the numbers in a chunk: scales, and four dtypes.
 
 numpy and zarr have no bfloat16, so it is stored as its bits in uint16. Scales are powers of two, so
-scaling loses nothing: what a store rounds is what the dtype itself would round.
+scaling loses nothing: what a store rounds is what the dtype itself would round. int8 has a scale
+for each row instead, from its largest value.
 """
 
 import math
@@ -9,11 +10,17 @@ import math
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-_STORED = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
+_STORED = {
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "float32": np.dtype("<f4"),
+    "int8": np.dtype("i1"),
+}
 _LARGEST = {
     "float16": np.float32(65504.0),
     "bfloat16": np.float32(2.0**127 * (2 - 2.0**-7)),
     "float32": np.finfo(np.float32).max,
+    "int8": np.float32(127.0),
 }
 DTYPES = tuple(_STORED)
 """Names of the dtypes a store can have."""
@@ -41,6 +48,17 @@ def power_of_two_scale(mean_norm: float, d_model: int) -> float:
     return 2.0 ** round(-4 - math.log2(mean_norm / math.sqrt(d_model)))
 
 
+def row_scales(x: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, " rows"]:
+    """Per row, the scale that brings its largest value to 127, so that int8 clips nothing.
+
+    1 for a row of zeros. At most 2^96: below 2^-89 everything is rounded to 0.
+    """
+    largest = np.abs(x).max(axis=1)
+    smallest = np.float32(127 * 2.0**-96)
+    scales = np.float32(127) / np.maximum(largest, smallest)
+    return np.where(largest > 0, scales, np.float32(1))
+
+
 def encode(
     x: Float32[np.ndarray, "rows d_model"],
     scale: Float32[np.ndarray, "rows 1"] | Float32[np.ndarray, "1 1"],
@@ -53,6 +71,8 @@ def encode(
     largest = _LARGEST[dtype]
     with np.errstate(over="ignore"):  # what overflows here is counted and clipped below
         scaled = x * scale
+    if dtype == "int8":
+        np.rint(scaled, out=scaled)
     too_large = np.abs(scaled) > largest
     clipped = too_large.sum(axis=1)
     if clipped.any():

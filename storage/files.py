@@ -2,11 +2,16 @@
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
+
+from storage.errors import StoreError
+
+_PART_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,15 @@ def write_file(path: Path, parts: Iterable[bytes]) -> FileRecord:
     The bytes go to a name of this call's own beside the file, reach the disk, and only then take
     the file's name; an older file of that name is replaced. What calls that were killed have left
     under their own names is removed first: a path has one writer at a time.
+
+    Raises:
+        StoreError: If the disk is full, or the place can't be written. Nothing of it is left.
     """
+    with writing(path):
+        return _write(path, parts)
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> FileRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{path.name}.*.partial"):
         leftover.unlink(missing_ok=True)
@@ -45,6 +58,43 @@ def write_file(path: Path, parts: Iterable[bytes]) -> FileRecord:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+    return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell the user what to do when the system refuses to write.
+
+    Raises:
+        StoreError: In place of any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} can't be written ({error.strerror or error}); nothing of it was kept, and what "
+            "was finished before is whole: make room or give the right to write there, and the same "
+            "command continues"
+        ) from error
+
+
+def read_parts(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a few MiB at a time."""
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            yield part
+
+
+def record_of(path: Path) -> FileRecord:
+    """Length and checksum of a file as it is now.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    n_bytes, checksum = 0, 0
+    for part in read_parts(path):
+        n_bytes += len(part)
+        checksum = google_crc32c.extend(checksum, part)
     return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
 
 

@@ -14,6 +14,7 @@ import google_crc32c
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8, UInt16, UInt32
 
+from storage.codecs import CODECS
 from storage.draw import Stream, layer_draw, permutation
 from storage.dtypes import DTYPES, stored_dtype
 from storage.errors import StoreError
@@ -26,7 +27,7 @@ ROOT_COLUMNS = {
 }
 """Columns that are the same for all arrays of a store, and their dtypes."""
 
-_LAYER_DTYPE, _NORM_DTYPE = np.dtype("u1"), np.dtype("<f4")
+_LAYER_DTYPE, _NORM_DTYPE, _SCALE_DTYPE = np.dtype("u1"), np.dtype("<f4"), np.dtype("<f4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,15 @@ class StoreSpec:
     """Decides which sequences, in which order, and which layer of a group each token gives."""
 
     dtype: str
-    """float16, bfloat16 or float32."""
+    """float16, bfloat16, float32 or int8 (with a scale per row)."""
+
+    codec: str = "none"
+    """How chunks are compressed: none, zstd, blosc or pcodec."""
 
     scales: tuple[float, ...]
-    """Per layer of `layers`, a power of two: what is stored is the activation times it."""
+    """Per layer of `layers`, a power of two: what is stored is the activation times it.
+
+    Not used by int8, which has a scale per row."""
 
     def __post_init__(self) -> None:
         """Refuse what no store can be."""
@@ -109,6 +115,14 @@ class StoreSpec:
         )
         self._require(
             self.dtype in DTYPES, f"the dtype is {self.dtype!r}", f"one of {', '.join(DTYPES)}"
+        )
+        self._require(
+            self.codec in CODECS, f"the codec is {self.codec!r}", f"one of {', '.join(CODECS)}"
+        )
+        self._require(
+            not (self.codec == "pcodec" and self.dtype == "int8"),
+            "the codec is 'pcodec' and the dtype int8",
+            "pcodec for float16, bfloat16 and float32",
         )
         self._require(
             len(self.scales) == len(layers)
@@ -150,7 +164,10 @@ class StoreSpec:
         return -(-self.n_chunks // self.chunks_per_shard)
 
     def shard_bytes(self, shard: int) -> int:
-        """Bytes of all files of a shard, but for its commit record."""
+        """Bytes of all files of a shard, but for its commit record.
+
+        With a codec that compresses this is an upper bound, to within a few bytes per chunk.
+        """
         chunk_bytes = self.chunk_rows * self.d_model * stored_dtype(self.dtype).itemsize
         n_chunks = min(self.chunks_per_shard, self.n_chunks - shard * self.chunks_per_shard)
         activations = shard_file_bytes(n_chunks, chunk_bytes, self.chunks_per_shard)
@@ -193,8 +210,15 @@ class StoreSpec:
         for array in self.arrays:
             if self.groups:
                 columns[f"{array}/layer"] = _LAYER_DTYPE
+            if self.dtype == "int8":
+                columns[f"{array}/scale"] = _SCALE_DTYPE
             columns[f"{array}/norm"] = _NORM_DTYPE
         return columns
+
+    def shard_files(self, shard: int) -> tuple[str, ...]:
+        """The files of a shard, by their paths in the store."""
+        arrays = (f"{array}/x/c/{shard}/0" for array in self.arrays)
+        return (*arrays, *(f"{column}/c/{shard}" for column in self.columns))
 
     # Rows
 

@@ -1,88 +1,78 @@
 """The `zarr.json` files of an activation store: what makes it one, for any program that reads Zarr."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
+from storage.codecs import declaration
 from storage.dtypes import stored_dtype
-from storage.errors import StoreError
-from storage.files import write_file
+from storage.files import FileRecord
 from storage.layout import StoreSpec
+from storage.places import Place
+from storage.root import NAME, Root, group_metadata, read_root, write_root
 
-FORMAT_VERSION = 1
-"""Raised when a program that knows only the former would misread a store."""
 
-
-def write_metadata(path: Path, spec: StoreSpec) -> None:
+def write_metadata(place: Place, spec: StoreSpec) -> None:
     """Declare the store's arrays and columns, and at last the store itself.
 
     The root's file comes last and atomically: where it is missing there is no store yet, and this
-    function, called again, starts over.
+    function, called again, starts over. Shards that are there are left alone.
     """
+    files = {name: place.write(name, [data]) for name, data in _metadata_files(spec).items()}
+    write_root(place, Root(spec=spec.to_json(), files=files))
+
+
+def metadata_bytes(spec: StoreSpec) -> int:
+    """Bytes of all `zarr.json` of a store."""
+    files = _metadata_files(spec)
+    some = dict.fromkeys(files, FileRecord(n_bytes=999, crc32c="01234567"))
+    return sum(map(len, files.values())) + len(Root(spec=spec.to_json(), files=some).to_bytes())
+
+
+def _metadata_files(spec: StoreSpec) -> dict[str, bytes]:
+    """Every `zarr.json` but the root's, by its path in the store."""
+    made: dict = {}
+    memory = MemoryStore(made)
     for array in spec.arrays:
         zarr.create_array(
-            path / array / "x",
+            memory,
+            name=f"{array}/x",
             shape=(spec.n_rows, spec.d_model),
             chunks=(spec.chunk_rows, spec.d_model),
             shards=(spec.shard_rows, spec.d_model),
             dtype=stored_dtype(spec.dtype),
-            compressors=[Crc32cCodec()],
+            **declaration(spec.codec, stored_dtype(spec.dtype)),
             fill_value=0,
             attributes={"logical_dtype": spec.dtype},
             dimension_names=("row", "d_model"),
-            overwrite=True,
         )
     for column, dtype in spec.columns.items():
         zarr.create_array(
-            path / column,
+            memory,
+            name=column,
             shape=(spec.n_rows,),
             chunks=(spec.shard_rows,),
             dtype=dtype,
             compressors=[Crc32cCodec()],
             fill_value=0,
             dimension_names=("row",),
-            overwrite=True,
         )
-    for array in spec.arrays:
-        _write_group(path / array, {})
-    _write_group((path / spec.arrays[0]).parent, {})
-    _write_group(path, {"strata_format": FORMAT_VERSION, "spec": spec.to_json()})
+    arrays = [*(f"{array}/x" for array in spec.arrays), *spec.columns]
+    files = {f"{array}/{NAME}": made[f"{array}/{NAME}"].to_bytes() for array in arrays}
+    for group in (*spec.arrays, spec.arrays[0].split("/")[0]):
+        files[f"{group}/{NAME}"] = group_metadata({})
+    return files
 
 
-def _write_group(path: Path, attributes: dict[str, Any]) -> None:
-    metadata = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
-    write_file(path / "zarr.json", [json.dumps(metadata, indent=2).encode()])
+def has_metadata(place: Place) -> bool:
+    """Whether there is a store at a place, of activations or of tokens."""
+    return place.size(NAME) is not None
 
 
-def has_metadata(path: Path) -> bool:
-    """Whether there is a store at `path`."""
-    return (path / "zarr.json").exists()
-
-
-def read_spec(path: Path) -> StoreSpec:
-    """The specification of the store at `path`.
+def read_spec(place: Place) -> StoreSpec:
+    """The specification of the store at a place.
 
     Raises:
         StoreError: If there is none, or this version of Strata can't read it.
     """
-    try:
-        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
-        version, spec = attributes["strata_format"], attributes["spec"]
-    except FileNotFoundError:
-        raise StoreError(
-            f"there is no activation store at {path}; `strata harvest` makes it"
-        ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{path} is not an activation store ({error!r} in its zarr.json); "
-            "give the folder of one, or delete it and harvest again"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{path} has format version {version}, and this Strata reads {FORMAT_VERSION}; "
-            "use the Strata that wrote it, or harvest again into another run directory"
-        )
-    return StoreSpec.from_json(spec)
+    return StoreSpec.from_json(read_root(place, "activation").spec)

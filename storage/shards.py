@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped, UInt8
 
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
@@ -20,6 +20,31 @@ _ABSENT = 2**64 - 1
 def with_checksum(data: bytes) -> bytes:
     """`data`, then its crc32c as a little-endian uint32: zarr's crc32c codec."""
     return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def without_checksum(
+    data: bytes | UInt8[np.ndarray, " bytes"],
+) -> bytes | UInt8[np.ndarray, " content"] | None:
+    """What `with_checksum` was given, or None if the checksum does not match."""
+    content = data[:-CHECKSUM_BYTES]
+    sound = bytes(data[-CHECKSUM_BYTES:]) == struct.pack("<I", google_crc32c.value(content))
+    return content if sound else None
+
+
+def chunk_places(
+    data: bytes | UInt8[np.ndarray, " bytes"], chunks_per_shard: int
+) -> Int64[np.ndarray, "chunks 2"] | None:
+    """Where each chunk of a shard begins and ends, its checksum included; None if the index is damaged.
+
+    Absent chunks have no rows.
+    """
+    size = chunks_per_shard * INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+    index = without_checksum(bytes(data[-size:]))
+    if index is None:
+        return None
+    places = np.frombuffer(index, "<u8").reshape(-1, 2)
+    places = places[places[:, 0] != _ABSENT].astype(np.int64)
+    return np.cumsum(places, axis=1)
 
 
 def padded(

@@ -5,22 +5,21 @@ A writer fills a folder beside the store and renames it at the end, so a store e
 at all, and nothing ever changes in one that exists.
 """
 
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import zarr
 from jaxtyping import Int64, Integer, UInt32
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from storage.errors import StoreError
-from storage.files import sync
-
-FORMAT_VERSION = 1
-"""Raised when a program that knows only the former would misread a store."""
+from storage.files import FileRecord
+from storage.metadata import has_metadata
+from storage.places import Location, Place, place
+from storage.root import NAME, Root, check_file, read_root, write_root
 
 CHUNK_TOKENS = 2**14
 """Tokens per chunk (64 KiB unpacked): a harvest reads sequences in random order."""
@@ -39,8 +38,8 @@ class TokenSpec:
     first_position: int
     """First position whose activation is stored: 1 where a BOS opens every context, else 0."""
 
-    separator_id: int
-    """Token between documents."""
+    separator_id: int | None
+    """Token between documents; None where the tokenizer has none, and they follow one another."""
 
     special_ids: tuple[int, ...]
     """BOS, EOS, padding and separator ids, sorted: dropped when activations are read."""
@@ -52,37 +51,36 @@ class TokenSpec:
 class TokenStore:
     """Sequences of packed token ids, in splits that share no document."""
 
-    def __init__(self, path: Path, spec: TokenSpec, root: zarr.Group) -> None:
-        self.path = path
+    def __init__(self, where: Place, spec: TokenSpec, root: Root) -> None:
+        self.place = where
         self.spec = spec
         self._root = root
+        self._zarr: dict[str, zarr.Array] = {}
 
     @classmethod
-    def open(cls, path: Path) -> "TokenStore":
-        """The store at `path`, for reading.
+    def open(cls, location: Location) -> "TokenStore":
+        """The store at a place, for reading.
 
         Raises:
             StoreError: If there is none, or this version of Strata can't read it.
         """
-        if not path.is_dir():
-            raise StoreError(f"there is no token store at {path}; `strata harvest` makes it")
-        try:
-            root = zarr.open_group(path, mode="r")
-            attributes = root.attrs.asdict()
-            version = attributes["strata_format"]
-            spec = cast("dict[str, Any]", attributes["spec"])
-        except (KeyError, OSError, ValueError) as error:
+        where = place(location)
+        root = read_root(where, "token")
+        known = {field.name for field in fields(TokenSpec)}
+        if set(root.spec) != known:
             raise StoreError(
-                f"{path} is not a token store ({error!r}); give the folder of one, or delete it "
-                "and harvest again"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"{path} has format version {version}, and this Strata reads {FORMAT_VERSION}; "
-                "use the Strata that wrote it, or harvest again into another run directory"
+                f"{where} is not a token store (its specification has the keys {sorted(root.spec)}, "
+                f"and that of one has {sorted(known)}); give the folder of one"
             )
-        spec["special_ids"] = tuple(spec["special_ids"])
-        return cls(path, TokenSpec(**spec), root)
+        for name, record in root.files.items():  # zarr reads a file that is gone as zeros
+            if where.size(name) != record.n_bytes:
+                raise StoreError(
+                    f"{where}/{name} is gone or has another length than the {record.n_bytes} bytes that "
+                    "were written; `strata verify` names all damage of a run, and `strata harvest` "
+                    "then packs the text again"
+                )
+        special_ids = tuple(root.spec["special_ids"])
+        return cls(where, TokenSpec(**{**root.spec, "special_ids": special_ids}), root)
 
     @property
     def context(self) -> int:
@@ -119,20 +117,27 @@ class TokenStore:
         self, split: str, array: str, sequences: Integer[np.ndarray, " n"]
     ) -> UInt32[np.ndarray, "n context"]:
         try:
-            return np.asarray(self._array(split, array).oindex[sequences, :])
+            with self.place.answering(f"{split}/{array}"):
+                return np.asarray(self._array(split, array).oindex[sequences, :])
         except ValueError as error:  # how zarr reports a checksum that does not match
             raise StoreError(
-                f"{self.path}: {split}/{array} is damaged ({error}); delete the store and what was "
-                "made from it, and run again"
+                f"{self.place}: {split}/{array} is damaged ({error}); `strata verify` names all "
+                "damage of a run, and `strata harvest` then packs the text again"
             ) from error
 
     def _array(self, split: str, array: str) -> zarr.Array:
-        if split not in self._root:
+        splits = sorted({name.split("/")[0] for name in self._root.files})
+        if split not in splits:
             raise StoreError(
-                f"{self.path} has no split '{split}', it has {', '.join(sorted(self._root))}; "
+                f"{self.place} has no split '{split}', it has {', '.join(splits)}; "
                 "name one of these, or harvest again into another run directory"
             )
-        return cast("zarr.Array", self._root[f"{split}/{array}"])
+        key = f"{split}/{array}"
+        if key not in self._zarr:
+            check_file(self.place, self._root, f"{key}/{NAME}")
+            with self.place.answering(key):
+                self._zarr[key] = zarr.open_array(self.place.zarr_store(), path=key, mode="r")
+        return self._zarr[key]
 
 
 class TokenWriter:
@@ -141,31 +146,30 @@ class TokenWriter:
     What a writer that was never sealed left behind is removed by the next one of that path.
     """
 
-    def __init__(self, path: Path, spec: TokenSpec, sequences: Mapping[str, int]) -> None:
-        if path.exists():
+    def __init__(self, location: Location, spec: TokenSpec, sequences: Mapping[str, int]) -> None:
+        where = place(location)
+        if has_metadata(where):
             raise StoreError(
-                f"{path} exists already, and a token store never changes; use it, or delete it to "
+                f"{where} exists already, and a token store never changes; use it, or delete it to "
                 "pack the text again"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._partial = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(self._partial, ignore_errors=True)  # of a process that was killed
-        root = zarr.open_group(self._partial, mode="w-")
+        for name in where.names():  # of a process that was killed
+            where.delete(name)
+        self._place, self._spec = where, spec
+        self._made: dict[str, Buffer] = {}  # what zarr has written and the place has not got yet
+        self._files: dict[str, FileRecord] = {}
+        memory = zarr.open_group(MemoryStore(self._made), mode="w-")
         self._splits = {
-            split: _SplitWriter(root.create_group(split), n, spec.context)
+            split: _SplitWriter(memory.create_group(split), n, spec.context)
             for split, n in sequences.items()
         }
-        root.attrs.update({"strata_format": FORMAT_VERSION, "spec": asdict(spec)})
 
     def seal(self) -> None:
         """Make the store exist; every split must have got the sequences it was declared with."""
         for split in self._splits.values():
             split.flush()
-        for name in self._partial.rglob("*"):
-            sync(name)
-        self._partial.rename(self._path)
-        sync(self._path.parent)
+        self._hand_over("")
+        write_root(self._place, Root(spec=asdict(self._spec), files=self._files))
 
     def append(
         self,
@@ -173,8 +177,20 @@ class TokenWriter:
         ids: UInt32[np.ndarray, "n context"],
         documents: UInt32[np.ndarray, "n context"],
     ) -> None:
-        """Add sequences at the end of a split."""
+        """Add sequences at the end of a split.
+
+        Raises:
+            StoreError: If the place can't be written.
+        """
         self._splits[split].append(ids, documents)
+        self._hand_over("/c/")
+
+    def _hand_over(self, part: str) -> None:
+        """Write what zarr has made under a name with `part` in it; the root's file is our own."""
+        for name in [name for name in self._made if part in name and name != NAME]:
+            self._files[name] = self._place.write(name, [self._made[name].to_bytes()])
+            if "/c/" in name:
+                del self._made[name]
 
 
 class _SplitWriter:

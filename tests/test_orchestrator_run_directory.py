@@ -1,6 +1,8 @@
 """A run directory belongs to one configuration."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,28 @@ def test_compute_and_tracking_may_change(cfg: RunConfig):
     )
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"site": "mlp"}, "model.site: 'residual' there, 'mlp' now"),
+        ({"hook_points": "h.{layer}"}, "model.hook_points: None there, 'h.{layer}' now"),
+    ],
+)
+def test_hook_points_belong_to_the_run(cfg: RunConfig, setting: dict[str, str], named: str):
+    RunDirectory.claim(cfg).tokens.mkdir()
+    with pytest.raises(UserError) as caught:
+        RunDirectory.claim(
+            dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **setting))
+        )
+    assert named in str(caught.value)
+
+
+def test_the_devices_a_model_is_spread_over_may_change(cfg: RunConfig):
+    RunDirectory.claim(cfg).tokens.mkdir()
+    model = dataclasses.replace(cfg.model, device_map="auto")
+    RunDirectory.claim(dataclasses.replace(cfg, model=model))
+
+
 def test_a_folder_with_other_files_is_not_taken_over(cfg: RunConfig):
     cfg.run_dir.mkdir()
     (cfg.run_dir / "thesis.tex").write_text("precious")
@@ -88,3 +112,40 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path):
     (tmp_path / "groups.json").write_text("{")
     with pytest.raises(UserError, match=r"groups\.json is damaged .* delete it, and the same"):
         read_json(tmp_path / "groups.json")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from orchestrator import run_lock
+run_lock.hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_directory_has_one_process_and_a_dead_one_holds_nothing(cfg: RunConfig):
+    cfg.run_dir.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, cfg.run_dir],
+        cwd=Path(__file__).resolve().parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"is at work already, by process {child.pid} on ."):
+            RunDirectory.claim(cfg)
+        assert [file.name for file in cfg.run_dir.iterdir()] == ["lock"]
+    finally:
+        child.kill()
+        child.communicate()
+    assert RunDirectory.claim(cfg).config.is_file()
+
+
+def test_while_tokens_are_packed_again_the_configuration_may_not_change(cfg: RunConfig):
+    run = RunDirectory.claim(cfg)
+    run.pilot.mkdir()
+    with pytest.raises(UserError, match="seed: 0 there, 7 now"):
+        RunDirectory.claim(dataclasses.replace(cfg, seed=7))

@@ -5,10 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.config import HarvestConfig, SweepConfig
+from sae.fit import FitConfig
 from storage.activations import ActivationStore
 from storage.batches import Batch, Cursor, ShuffledBatches, chunk_windows
+from storage.draw import Stream, permutation
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
+from storage.layout import StoreSpec
 from tests.stores import filled_store, small_spec
 
 GROUPS = ((0, 2), (1,))
@@ -167,6 +171,35 @@ def test_batches_mix_sequences_almost_like_a_uniform_draw(tmp_path):
     distinct = [len(np.unique(batch.x)) for batch in epoch(batches)]
     uniform = 2048 * (1 - (1 - 1 / 2048) ** 512)
     assert np.mean(distinct) >= 0.8 * uniform
+
+
+@pytest.mark.parametrize("tokens", [5_000_000, 100_000_000])
+def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store(tokens):
+    """On the places of rows alone: d_model 768, contexts of 512, nothing written."""
+    harvest = HarvestConfig(tokens=tokens)
+    window_chunks = SweepConfig(d_sae=1, k=(1,)).window_chunks
+    batch_rows, context, n_sequences = FitConfig().batch_tokens, 512, tokens // 512
+    spec = small_spec(
+        d_model=768,
+        n_population=n_sequences,
+        n_sequences=n_sequences,
+        rows_per_sequence=context,
+        sequences_per_chunk=round(harvest.chunk_mib * 2**20 / (context * 768 * 2)),
+        chunks_per_shard=round(harvest.shard_mib / harvest.chunk_mib),
+    )
+    window = chunk_windows(spec.n_chunks, spec.chunks_per_shard, window_chunks, 0, 0)[0]
+    sequences = np.concatenate([sequences_of_chunk(spec, int(chunk)) for chunk in window])
+    order = permutation(len(sequences), 0, Stream.WINDOW_ROWS, 0, 0)
+    batches = sequences[order][: 20 * batch_rows].reshape(20, batch_rows)
+    distinct = np.mean([len(np.unique(batch)) for batch in batches])
+    uniform = n_sequences * (1 - (1 - 1 / n_sequences) ** batch_rows)
+    assert distinct >= 0.8 * uniform
+
+
+def sequences_of_chunk(spec: StoreSpec, chunk: int) -> np.ndarray:
+    shard, within = divmod(chunk, spec.chunks_per_shard)
+    sequence, _ = spec.rows_of(shard)
+    return sequence[within * spec.chunk_rows : (within + 1) * spec.chunk_rows]
 
 
 def test_an_unfinished_store_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from storage.dtypes import DTYPES, decode, encode, power_of_two_scale, stored_dtype
+from storage.dtypes import DTYPES, decode, encode, power_of_two_scale, row_scales, stored_dtype
 
 ONE = np.ones((1, 1), np.float32)
 
@@ -33,7 +33,7 @@ def test_bfloat16_rounds_ties_to_even():
     np.testing.assert_array_equal(rounded, [[1, 1 + 2.0**-6, 1 + 2.0**-7]])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @given(x=STORABLE, exponent=st.integers(-20, 20))
 def test_what_is_read_is_what_the_dtype_itself_would_round_to(
     dtype: str, x: np.ndarray, exponent: int
@@ -77,3 +77,21 @@ def test_scale_is_a_power_of_two_that_brings_rms_near_a_sixteenth(norm: float, d
 def test_a_norm_that_is_none_is_refused(norm: float):
     with pytest.raises(ValueError, match="positive and finite"):
         power_of_two_scale(norm, 64)
+
+
+@given(matrices(2.0**63))
+def test_int8_rows_are_rounded_to_a_127th_of_their_largest_value(x: np.ndarray):
+    scales = row_scales(x)[:, None]
+    stored, clipped = encode(x, scales, "int8")
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    error = np.abs(decode(stored, scales, "int8").astype(np.float64) - x)
+    assert stored.dtype == np.int8
+    assert not clipped.any()
+    assert (error <= np.maximum(largest / 127, 2.0**-96) * 0.5001).all()
+    assert (np.abs(stored).max(axis=1) == 127)[largest[:, 0] > 2.0**-88].all()
+
+
+def test_a_row_of_zeros_stays_one_as_int8():
+    zeros = np.zeros((1, 4), np.float32)
+    assert row_scales(zeros).tolist() == [1.0]
+    assert (decode(encode(zeros, ONE, "int8")[0], ONE, "int8") == 0).all()

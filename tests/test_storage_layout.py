@@ -68,7 +68,7 @@ def test_draws_are_the_format_and_never_change():
     assert layers.tolist() == [3, 5, 5, 3, 3, 3, 5, 8, 5, 5, 5, 8]
     assert permutation(10, 11, Stream.SHARD_ROWS, 4).tolist() == [4, 0, 7, 1, 6, 8, 3, 5, 9, 2]
     assert small_spec().sequences_of(2).tolist() == [1, 8, 9, 10, 33, 37]
-    assert small_spec().digest == "9e67b33b"
+    assert small_spec().digest == "2cc6d38e"
 
 
 def test_the_hash_is_the_documented_one():
@@ -83,6 +83,23 @@ def test_the_hash_is_the_documented_one():
         state = mix(((state ^ value) + 0x9E3779B97F4A7C15) % 2**64)
     drawn = layer_draw(seed, np.array([sequence]), np.array([position]), group, layers)
     assert drawn[0] == layers[(state >> 32) * len(layers) >> 32]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(-(2**63), 2**63 - 1), st.integers(2, 40), st.integers(0, 30), st.integers(0, 2**31)
+)
+def test_layer_draw_is_uniform_for_every_seed_and_group(
+    seed: int, n_layers: int, group: int, first: int
+):
+    """By the chi-squared statistic, whose mean is n - 1 and whose deviation sqrt(2 (n - 1))."""
+    sequence, position = (a.ravel() for a in np.meshgrid(first + np.arange(50), np.arange(128)))
+    drawn = layer_draw(seed, sequence, position, group, tuple(range(n_layers)))
+    expected = len(drawn) / n_layers
+    counts = np.bincount(drawn, minlength=n_layers)
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    freedom = n_layers - 1
+    assert chi_squared < freedom + 8 * np.sqrt(2 * freedom) + 16
 
 
 def test_layer_draw_is_uniform_and_independent_between_groups_and_positions():

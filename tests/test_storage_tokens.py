@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import tokens
+from storage import root, tokens
 from storage.errors import StoreError
 from storage.tokens import TokenSpec, TokenStore, TokenWriter
 
@@ -83,13 +83,16 @@ def test_an_unknown_split_is_named(tmp_path: Path):
 
 
 def test_a_folder_that_is_no_token_store_is_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match="there is no token store"):
+        TokenStore.open(tmp_path)
+    (tmp_path / "zarr.json").write_text("{}")
     with pytest.raises(StoreError, match="is not a token store"):
         TokenStore.open(tmp_path)
 
 
 def test_another_format_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
-    monkeypatch.setattr(tokens, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(root, "FORMAT_VERSION", 2)
     with pytest.raises(StoreError, match="format version 1, and this Strata reads 2"):
         TokenStore.open(tmp_path / "tokens.zarr")
 

@@ -1,0 +1,92 @@
+"""Verification of a run's stores: names all damage, and takes it back when the run goes on."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.errors import UserError
+from orchestrator.progress import stage
+from orchestrator.run_directory import RunDirectory, read_json, write_json
+from storage.repair import take_back_shards, take_back_tokens
+from storage.verify import Damage, Verification, damaged_shards
+
+MAX_THREADS = 8
+
+
+def verify(run: RunDirectory, console: Console) -> None:
+    """Read everything in the run's stores; keep what is damaged in `damage.json`, for `take_back`.
+
+    Raises:
+        UserError: If something is damaged (with array, shard and chunk of each), or there is
+            nothing to verify.
+    """
+    there = {
+        path: kind
+        for path, kind in (
+            (run.tokens, "token"),
+            *((path, "activation") for path in (run.pilot, run.validation, run.train)),
+        )
+        if path.is_dir()
+    }
+    if not there:
+        raise UserError(
+            f"{run.path} holds no store; give a run directory, or a configuration file whose run "
+            "has begun (`strata harvest` begins it)"
+        )
+    found: dict[str, list[Damage]] = {}
+    n_bytes = 0
+    for path, kind in there.items():
+        verification = Verification(path, kind)
+        with stage(console, f"verify {path.stem}", verification.n_bytes, "bytes") as progress:
+            for done in verification.run(min(MAX_THREADS, os.cpu_count() or 1)):
+                progress.advance(done)
+                n_bytes += done
+        if verification.damages:
+            found[path.name] = verification.damages
+    if found:
+        rows = {name: [asdict(d) for d in damages] for name, damages in found.items()}
+        write_json(run.damage, rows)
+        raise UserError(_told(run, found))
+    run.damage.unlink(missing_ok=True)
+    console.print(
+        f"verify    {', '.join(path.name for path in there)}: {n_bytes / 1e6:,.0f} MB are as they "
+        "were written",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _told(run: RunDirectory, found: dict[str, list[Damage]]) -> str:
+    lines = [f"  {name}: {damage}" for name, damages in found.items() for damage in damages]
+    again = [
+        f"all of {name}"
+        if name == run.tokens.name
+        else f"{len(damaged_shards(damages))} shards of {name}"
+        for name, damages in found.items()
+    ]
+    return (
+        f"{run.path} is damaged in {len(lines)} places:\n"
+        + "\n".join(lines)
+        + f"\nNothing was changed; `strata harvest {run.path}` writes {', '.join(again)} again"
+    )
+
+
+def take_back(run: RunDirectory, console: Console) -> None:
+    """Uncommit what `verify` found damaged, so that the harvest that follows writes it again."""
+    if not run.damage.is_file():
+        return
+    rows: dict[str, list[dict[str, Any]]] = read_json(run.damage)
+    for name, damages in rows.items():
+        path = run.path / name
+        if path == run.tokens:
+            take_back_tokens(path)
+        elif path.is_dir():
+            found = [Damage(**{**row, "chunks": tuple(row["chunks"])}) for row in damages]
+            take_back_shards(path, found)
+        console.print(
+            f"harvest   {name}: what `strata verify` found damaged is written again",
+            highlight=False,
+        )
+    run.damage.unlink()

@@ -1,0 +1,164 @@
+"""Rows of committed shards, whichever way is fastest; each way checks every byte it gives.
+
+A column is one plain chunk per shard. Uncompressed activations on a local disk are read in place,
+through a memory map; whatever else through zarr, which checks each chunk itself.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import zarr
+from jaxtyping import Shaped
+
+from storage.commits import CommitLog
+from storage.dtypes import stored_dtype
+from storage.errors import StoreError
+from storage.layout import StoreSpec
+from storage.places import Place
+from storage.root import NAME, Root, check_file
+from storage.shards import chunk_places, without_checksum
+
+MEND = "`strata verify` names all damage of a run, and `strata harvest` then writes it again"
+
+
+class ShardReader:
+    """Reads stored rows of one store."""
+
+    def __init__(
+        self, place: Place, spec: StoreSpec, root: Root, commits: CommitLog, memory_map: bool
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            place: Of the store.
+            spec: Its specification.
+            root: Its root, which vouches for the metadata that zarr needs.
+            commits: Its commit records; they vouch for the files of shards.
+            memory_map: Whether uncompressed shards on a disk are read in place; else through zarr too.
+        """
+        self._place, self._spec, self._root, self._commits = place, spec, root, commits
+        self._folder = place.folder if memory_map and spec.codec == "none" else None
+        self._seen: set[str] = set()
+        self._maps: dict[tuple[str, int], tuple[np.memmap, np.ndarray]] = {}
+        self._sound: set[tuple[str, int]] = set()
+        self._zarr: dict[str, zarr.Array] = {}
+
+    def activations(self, array: str, start: int, stop: int) -> Shaped[np.ndarray, "rows d_model"]:
+        """Rows of an array as stored. What lies in one chunk may be a read-only view of the file.
+
+        Raises:
+            StoreError: If a shard of theirs is not committed, gone or damaged.
+        """
+        self._check_range(array, start, stop)
+        if self._folder is not None:
+            return self._joined(start, stop, self._spec.chunk_rows, self._chunk_of(array))
+        key = f"{array}/x"
+        for shard in self._shards(start, stop):
+            self._check_file(f"{key}/c/{shard}/0", shard)
+        if key not in self._zarr:
+            check_file(self._place, self._root, f"{key}/{NAME}")
+            with self._place.answering(key):
+                self._zarr[key] = zarr.open_array(self._place.zarr_store(), path=key, mode="r")
+        try:
+            with self._place.answering(key):
+                return np.asarray(self._zarr[key][start:stop])
+        except ValueError as error:  # what zarr raises where a checksum does not match
+            raise StoreError(
+                f"rows {start} to {stop} of {self._place}/{key} are damaged ({error}); {MEND}"
+            ) from error
+
+    def column(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, " rows"]:
+        """Rows of a column.
+
+        Raises:
+            StoreError: As `activations`.
+        """
+        self._check_range(name, start, stop)
+        dtype = self._spec.columns[name]
+
+        def shard_of(shard: int) -> np.ndarray:
+            file = self._check_file(f"{name}/c/{shard}", shard)
+            data = without_checksum(self._place.read(file))
+            if data is None:
+                raise StoreError(f"{self._place}/{file} is damaged; {MEND}")
+            return np.frombuffer(data, dtype)
+
+        return self._joined(start, stop, self._spec.shard_rows, shard_of, dtype)
+
+    def _joined(
+        self,
+        start: int,
+        stop: int,
+        step: int,
+        part_of: Callable[[int], np.ndarray],
+        dtype: np.dtype | None = None,
+    ) -> np.ndarray:
+        """Rows out of parts of `step` rows each."""
+        parts = [
+            part_of(part)[max(start - part * step, 0) : stop - part * step]
+            for part in range(start // step, -(-stop // step))
+        ]
+        if not parts or start == stop:
+            width = () if dtype else (self._spec.d_model,)
+            return np.empty((0, *width), dtype or stored_dtype(self._spec.dtype))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _chunk_of(self, array: str) -> Callable[[int], np.ndarray]:
+        def chunk_of(chunk: int) -> np.ndarray:
+            shard, within = divmod(chunk, self._spec.chunks_per_shard)
+            data, places = self._map(array, shard)
+            begin, end = places[within]
+            content = data[begin:end]
+            if (array, chunk) not in self._sound:  # the first time that this process sees it
+                if without_checksum(content) is None:
+                    raise StoreError(
+                        f"{array}/x, shard {shard}, chunk {within} of {self._place} is damaged; {MEND}"
+                    )
+                self._sound.add((array, chunk))
+            dtype = stored_dtype(self._spec.dtype)
+            n_bytes = self._spec.chunk_rows * self._spec.d_model * dtype.itemsize
+            return content[:n_bytes].view(dtype).reshape(-1, self._spec.d_model)
+
+        return chunk_of
+
+    def _map(self, array: str, shard: int) -> tuple[np.memmap, np.ndarray]:
+        """A shard's bytes, and where each of its chunks begins and ends."""
+        if (array, shard) not in self._maps:
+            assert self._folder is not None
+            file = self._folder / self._check_file(f"{array}/x/c/{shard}/0", shard)
+            data = np.memmap(file, np.uint8, mode="r")
+            places = chunk_places(data, self._spec.chunks_per_shard)
+            if places is None:
+                raise StoreError(f"the index of {file} is damaged; {MEND}")
+            self._maps[array, shard] = data, places
+        return self._maps[array, shard]
+
+    def _check_range(self, name: str, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self._spec.n_rows:
+            raise StoreError(
+                f"rows {start} to {stop} of {name}: the store has rows 0 to {self._spec.n_rows}"
+            )
+
+    def _shards(self, start: int, stop: int) -> range:
+        return range(start // self._spec.shard_rows, -(-stop // self._spec.shard_rows))
+
+    def _check_file(self, name: str, shard: int) -> str:
+        """The name of a file of a shard, which must be there: of one that is gone zarr gives zeros.
+
+        In an object store that is asked once, as it costs a request, and zarr's reader is told so.
+        """
+        if name in self._seen:
+            return name
+        if shard not in self._commits:
+            raise StoreError(
+                f"shard {shard} of {self._place} is not committed: its harvest is still running "
+                "or was cut short; run the same command again to finish it"
+            )
+        written = self._commits.record(shard).files.get(name)
+        if written is None or self._place.size(name) != written.n_bytes:
+            raise StoreError(
+                f"{self._place}/{name} is gone or has another length than was written; {MEND}"
+            )
+        if self._place.folder is None:
+            self._seen.add(name)
+        return name

@@ -1,0 +1,109 @@
+"""The root's `zarr.json`: what makes a folder a store, and vouches for all its other metadata.
+
+Its attributes hold the format's version, the specification, the length and checksum of files that
+are written once with the store, and a checksum over these three.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import google_crc32c
+
+from storage.errors import StoreError
+from storage.files import FileRecord
+from storage.places import Place
+
+FORMAT_VERSION = 1
+"""Raised when a program that knows only the former would misread a store."""
+
+NAME = "zarr.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """What a root says."""
+
+    spec: dict[str, Any]
+    """The specification, as JSON values."""
+
+    files: dict[str, FileRecord]
+    """Files written once with the store, by their path inside it."""
+
+    def to_bytes(self) -> bytes:
+        """The file that says so."""
+        body = {
+            "strata_format": FORMAT_VERSION,
+            "spec": self.spec,
+            "files": {name: asdict(record) for name, record in sorted(self.files.items())},
+        }
+        return group_metadata({**body, "crc32c": _checksum(body)})
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """The `zarr.json` of a Zarr group."""
+    metadata = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    return json.dumps(metadata, indent=2).encode()
+
+
+def write_root(place: Place, root: Root) -> None:
+    """Make the place a store, when everything else of it is written."""
+    place.write(NAME, [root.to_bytes()])
+
+
+def read_root(place: Place, kind: str) -> Root:
+    """What the root of the store at a place says.
+
+    Args:
+        place: Of the store.
+        kind: `activation` or `token`, for the message.
+
+    Raises:
+        StoreError: If there is no store, or this version of Strata can't read it.
+    """
+    try:
+        attributes = json.loads(place.read(NAME))["attributes"]
+        version = attributes["strata_format"]
+        if version == FORMAT_VERSION:
+            body = {key: attributes[key] for key in ("strata_format", "spec", "files")}
+            if attributes["crc32c"] != _checksum(body):
+                raise ValueError("its checksum does not match")
+            files = {name: FileRecord(**record) for name, record in body["files"].items()}
+            return Root(spec=body["spec"], files=files)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            f"there is no {kind} store at {place}; `strata harvest` makes it"
+        ) from None
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise StoreError(
+            f"{place} is not {'an' if kind[0] in 'aeiou' else 'a'} {kind} store ({error!r} in its "
+            f"{NAME}); if it was one, `strata verify` and then `strata harvest` mend it, else give "
+            "the folder of one"
+        ) from error
+    raise StoreError(
+        f"{place} has format version {version}, and this Strata reads {FORMAT_VERSION}; "
+        "use the Strata that wrote it, or harvest again into another run directory"
+    )
+
+
+def check_file(place: Place, root: Root, name: str) -> None:
+    """Compare a file with what the root says of it.
+
+    Raises:
+        StoreError: If it is gone or another.
+    """
+    try:
+        sound = place.record(name) == root.files[name]
+    except OSError:
+        sound = False
+    if not sound:
+        raise StoreError(
+            f"{place}/{name} is gone or damaged; `strata verify` names all damage of a run, and "
+            "`strata harvest` then writes again what is damaged"
+        )
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return f"{google_crc32c.value(text.encode()):08x}"

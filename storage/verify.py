@@ -1,0 +1,159 @@
+"""Reads a whole store again and names all damage: array, shard and chunk.
+
+What vouches for what: the root for itself and for the metadata (of a token store, for every file);
+a commit record for itself and for the files of its shard.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from storage.commits import CommitLog
+from storage.errors import StoreError
+from storage.files import FileRecord
+from storage.layout import StoreSpec
+from storage.places import Location, place
+from storage.root import NAME, Root, read_root
+from storage.shards import chunk_places, without_checksum
+from storage.tokens import CHUNKS_PER_SHARD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """A file that is not what was written."""
+
+    file: str
+    """Its path inside the store."""
+
+    shard: int | None
+    """The shard it belongs to; None for what belongs to the store as a whole."""
+
+    chunks: tuple[int, ...]
+    """Which chunks of the shard are damaged, counted from its first; empty where no chunk is."""
+
+    what: str
+    """What is wrong."""
+
+    def __str__(self) -> str:
+        array = self.file.split("/c/")[0]
+        if self.shard is None or array == self.file:
+            return f"{self.file}: {self.what}"
+        chunks = f", chunk {', '.join(map(str, self.chunks))}" if self.chunks else ""
+        return f"{array}, shard {self.shard}{chunks}: {self.what} ({self.file})"
+
+
+@dataclass(frozen=True)
+class _Check:
+    file: str
+    record: FileRecord
+    shard: int | None
+    chunks_per_shard: int
+    """0 where the file has no index of chunks."""
+
+
+class Verification:
+    """The verification of one store: made, it has read metadata and commit records; `run` does the rest."""
+
+    def __init__(self, location: Location, kind: str) -> None:
+        """Read what vouches for the files.
+
+        Args:
+            location: Of the store.
+            kind: `activation` or `token`.
+        """
+        self.place = place(location)
+        self.damages: list[Damage] = []
+        """What is found so far."""
+        self._checks: list[_Check] = []
+        try:
+            root = read_root(self.place, kind)
+            spec = StoreSpec.from_json(root.spec) if kind == "activation" else None
+        except StoreError as error:
+            self._found(NAME, None, str(error))
+            return
+        if self.place.read(NAME) != root.to_bytes():
+            self._found(NAME, None, "its text is not what was written")
+        for file, record in root.files.items():
+            self._checks.append(_root_check(file, record))
+        if spec:
+            self._add_shards(root, spec)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that `run` reads."""
+        return sum(check.record.n_bytes for check in self._checks)
+
+    def run(self, n_threads: int) -> Iterator[int]:
+        """Read every file, several at a time; yields the bytes of each as it is done."""
+        with ThreadPoolExecutor(n_threads) as pool:
+            for check, damage in zip(
+                self._checks, pool.map(self._damage, self._checks), strict=True
+            ):
+                if damage:
+                    self.damages.append(damage)
+                yield check.record.n_bytes
+
+    def _add_shards(self, root: Root, spec: StoreSpec) -> None:
+        commits = CommitLog(self.place, spec.digest)
+        for shard in commits.shards():
+            file = f"commits/{shard:06d}.json"
+            try:
+                files = commits.record(shard).files
+            except StoreError as error:
+                self._found(file, shard, str(error))
+                continue
+            wanted = spec.shard_files(shard) if shard < spec.n_shards else ()
+            if set(files) != set(wanted):
+                self._found(file, shard, "it names other files than the shard has")
+                continue
+            for name, record in files.items():
+                is_column = name.split("/c/")[0] in spec.columns
+                n_chunks = 0 if is_column else spec.chunks_per_shard
+                self._checks.append(_Check(name, record, shard, n_chunks))
+
+    def _found(self, file: str, shard: int | None, what: str) -> None:
+        self.damages.append(Damage(file=file, shard=shard, chunks=(), what=what))
+
+    def _damage(self, check: _Check) -> Damage | None:
+        try:
+            found = self.place.record(check.file)
+            if found == check.record:
+                return None
+            chunks: tuple[int, ...] = ()
+            if found.n_bytes != check.record.n_bytes:
+                what = f"it has {found.n_bytes} bytes, not the {check.record.n_bytes} written"
+            else:
+                what = "its bytes are not those that were written"
+                if check.chunks_per_shard:
+                    chunks, what = _located(self.place.read(check.file), check.chunks_per_shard)
+                elif check.shard is not None:
+                    chunks = (0,)
+        except OSError as error:
+            return Damage(
+                file=check.file,
+                shard=check.shard,
+                chunks=(),
+                what=f"it can't be read ({error.strerror or error})",
+            )
+        return Damage(file=check.file, shard=check.shard, chunks=chunks, what=what)
+
+
+def _located(data: bytes, chunks_per_shard: int) -> tuple[tuple[int, ...], str]:
+    """Which chunks of a shard are damaged, told by the index and the checksum of each."""
+    places = chunk_places(data, chunks_per_shard)
+    if places is None:
+        return (), "the index of its chunks is damaged"
+    chunks = (i for i, (a, b) in enumerate(places) if without_checksum(data[a:b]) is None)
+    return tuple(chunks), "its checksum does not match"
+
+
+def _root_check(file: str, record: FileRecord) -> _Check:
+    """The check of a file that the root vouches for; of a token store these are shards too."""
+    if "/c/" not in file:
+        return _Check(file, record, None, 0)
+    return _Check(file, record, int(file.split("/c/")[1].split("/")[0]), CHUNKS_PER_SHARD)
+
+
+def damaged_shards(damages: Iterable[Damage]) -> list[int]:
+    """The shards that must be written again, ascending."""
+    return sorted({damage.shard for damage in damages if damage.shard is not None})

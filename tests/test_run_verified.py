@@ -1,0 +1,59 @@
+"""Damage in a finished run: `strata verify` names it, `strata harvest` mends it byte for byte."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.runs import strata, write_config
+from tests.stores import files_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STORES = ("tokens.zarr", "pilot.zarr", "validation.zarr", "train.zarr")
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.timeout(900)
+def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    shutil.copytree(finished[0].parent / "runs", tmp_path / "runs")
+    run, config = tmp_path / "runs" / "small", write_config(tmp_path)
+    whole = {store: files_of(run / store) for store in STORES}
+    status, output = strata("verify", config)
+    assert status == 0, output
+    assert "are as they were written" in output
+
+    flip(run / "tokens.zarr/train/ids/c/0/0")
+    flip(run / "pilot.zarr/layers/2/x/c/0/0")
+    flip(run / "train.zarr/commits/000001.json")
+    (run / "train.zarr/groups/0/x/c/0/0").unlink()
+    flip(run / "validation.zarr/zarr.json")
+    kept = run / "train.zarr/groups/0/x/c/2/0"
+    stamp = kept.stat().st_mtime_ns
+
+    status, output = strata("verify", config)
+    assert status == 2
+    for named in (
+        "is damaged in 5 places",
+        "tokens.zarr: train/ids, shard 0, chunk",
+        "pilot.zarr: layers/2/x, shard 0, chunk",
+        "train.zarr: commits/000001.json",
+        "train.zarr: groups/0/x, shard 0: it can't be read",
+        "validation.zarr: zarr.json",
+        "`strata harvest",
+        "2 shards of train.zarr",
+    ):
+        assert named in output, output
+
+    status, output = strata("harvest", config)
+    assert status == 0, output
+    assert {store: files_of(run / store) for store in STORES} == whole
+    assert kept.stat().st_mtime_ns == stamp
+    status, output = strata("verify", config)
+    assert status == 0, output
