@@ -1,4 +1,4 @@
-"""Forward hooks on a model's blocks: reading their outputs, and replacing them."""
+"""Forward hooks on a model's modules: reading their outputs, and replacing them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,24 +13,31 @@ class _AllCaptured(Exception):  # noqa: N818 (a signal, not an error)
 
 @contextmanager
 def captured_outputs(
-    blocks: Sequence[nn.Module], layers: Iterable[int]
+    modules: Sequence[nn.Module], layers: Iterable[int], shape: tuple[int, int], copy: bool
 ) -> Iterator[dict[int, Tensor]]:
-    """The outputs of some blocks, by layer, of the forward pass made inside.
+    """The outputs of some modules, by layer, of the forward pass made inside.
 
-    The pass ends after the last of these blocks, so its own result does not come about.
+    The pass ends after the last of these modules, so its own result does not come about.
+
+    Args:
+        modules: One per layer.
+        layers: Whose outputs are wanted.
+        shape: Sequences and context of the pass.
+        copy: Whether the rest of the pass may write into these outputs, so that copies are kept.
     """
     outputs: dict[int, Tensor] = {}
-    wanted = sorted(set(layers))
+    wanted = set(layers)
 
     def hook_of(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            outputs[layer] = _hidden(output)
-            if layer == wanted[-1]:
+            hidden = _by_sequence(_hidden(output), shape)
+            outputs[layer] = hidden.clone() if copy else hidden
+            if len(outputs) == len(wanted):
                 raise _AllCaptured
 
         return keep
 
-    hooks = [blocks[layer].register_forward_hook(hook_of(layer)) for layer in wanted]
+    hooks = [modules[layer].register_forward_hook(hook_of(layer)) for layer in wanted]
     try:
         yield outputs
     except _AllCaptured:
@@ -42,19 +49,21 @@ def captured_outputs(
 
 @contextmanager
 def edited_outputs(
-    blocks: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
+    modules: Sequence[nn.Module],
+    edits: Mapping[int, Callable[[Tensor], Tensor]],
+    shape: tuple[int, int],
 ) -> Iterator[None]:
-    """Inside, the output of each block of `edits` is what its function makes of it."""
+    """Inside, the output of each module of `edits` is what its function makes of it."""
 
     def hook_of(edit: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
         def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             hidden = _hidden(output)
-            edited = edit(hidden).to(hidden.dtype)
+            edited = edit(_by_sequence(hidden, shape)).to(hidden).view_as(hidden)
             return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return replace
 
-    hooks = [blocks[layer].register_forward_hook(hook_of(edit)) for layer, edit in edits.items()]
+    hooks = [modules[layer].register_forward_hook(hook_of(edit)) for layer, edit in edits.items()]
     try:
         yield
     finally:
@@ -63,5 +72,10 @@ def edited_outputs(
 
 
 def _hidden(output: Any) -> Tensor:
-    """The residual stream in a block's output: blocks return it alone or first in a tuple."""
+    """The activations in a module's output: modules return them alone or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def _by_sequence(hidden: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Activations as (sequences, context, width): some modules see all tokens in one row."""
+    return hidden.unflatten(0, shape) if hidden.ndim == 2 else hidden

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from actors.document import Document
 from actors.errors import InputError
-from actors.text_files import READERS
+from actors.text_files import READERS, read_conversations
 
 _NOT_TEXT_TO_LEARN = {"test", "tests", "idle_test", "lib2to3"}
 """Folders of the standard library that are left out: test data, and a grammar kept twice."""
@@ -65,6 +65,9 @@ class FilesCorpus:
     text_key: str = "text"
     """Key of a JSON object, or column of a parquet file, that holds the text."""
 
+    chat_template: bool = False
+    """Whether the lines of `.jsonl` files are conversations (`messages`), for the tokenizer's template."""
+
     def __post_init__(self) -> None:
         """Refuse an empty list."""
         if not self.paths:
@@ -79,7 +82,12 @@ class FilesCorpus:
         """
         for path in self._files():
             is_empty = True
-            for document in READERS[path.suffix](path, self.text_key):
+            documents = (
+                read_conversations(path)
+                if self.chat_template
+                else READERS[path.suffix](path, self.text_key)
+            )
+            for document in documents:
                 is_empty = False
                 yield document
             if is_empty:

@@ -1,5 +1,6 @@
 """What a corpus is made of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -10,4 +11,7 @@ class Document:
     name: str
     """Where it comes from, for messages: a module, a file, a line of a file."""
 
-    text: str
+    text: str = ""
+
+    messages: Sequence[dict[str, str]] = ()
+    """Of a conversation, instead of a text: each with `role` and `content`."""

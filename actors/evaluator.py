@@ -8,7 +8,7 @@ import torch
 
 from actors.errors import InputError
 from actors.fidelity import LayerFidelity, reconstruction_quality
-from actors.language_model import LanguageModel
+from actors.language_model import LanguageModel, describe
 from actors.model_source import ModelSource
 from actors.splice import Replacement, edit, reconstruction, zero
 from sae import checkpoint, metrics
@@ -20,26 +20,26 @@ _SPLIT = "validation"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport(LayerFidelity):
-    """One autoencoder on one layer."""
+    """One autoencoder on one layer; an encoder predicts no next token, so it has no cross-entropy."""
 
-    ce_clean: float
+    ce_clean: float | None = None
     """Cross-entropy of the untouched model, in nats per token."""
 
-    ce_sae: float
+    ce_sae: float | None = None
     """The same with the reconstructions in place of the layer's activations."""
 
-    ce_zero: float
+    ce_zero: float | None = None
     """The same with zeros in their place."""
 
-    ce_recovered: float
+    ce_recovered: float | None = None
     """(ce_zero - ce_sae) / (ce_zero - ce_clean): 1 is lossless, 0 no better than zeros."""
 
-    n_tokens: int
+    n_tokens: int = 0
     """Predictions that each cross-entropy averages over."""
 
 
 class Evaluator:
-    """One language model with its head, on one device; judges any number of autoencoders.
+    """One language model, with its head if it predicts; judges any number of autoencoders.
 
     A plain class: tests call it in process. Between calls it keeps the model and the
     cross-entropies that don't depend on an autoencoder, so ask for one layer after the other.
@@ -74,7 +74,7 @@ class Evaluator:
             StoreError: If there is no token store.
         """
         torch.set_num_threads(n_threads)
-        self._model = LanguageModel(model, device, head=True)
+        self._model = LanguageModel(model, device, head=describe(model).is_causal)
         self._tokens = TokenStore.open(tokens)
         self._validation, self._row_filter, self._device = validation, row_filter, device
         # Documents are packed in order, so the first sequences would be few documents.
@@ -101,7 +101,10 @@ class Evaluator:
                 f"the autoencoder in {sae_folder} reads activations of width {sae.d_model}, and "
                 f"the model's have {d_model}; evaluate it with the model it was trained on"
             )
-        fidelity = reconstruction_quality(sae, self._validation, [layer], self._row_filter)
+        quality = reconstruction_quality(sae, self._validation, [layer], self._row_filter)
+        fidelity = asdict(quality.layers[layer])
+        if not self._model.shape.is_causal:
+            return LayerReport(**fidelity)
         if self._ce_clean is None:
             self._ce_clean = self._cross_entropy(layer, None)
         if layer not in self._ce_zero:
@@ -113,7 +116,7 @@ class Evaluator:
         except ValueError as error:
             raise InputError(f"layer {layer}: {error}") from error
         return LayerReport(
-            **asdict(fidelity.layers[layer]),
+            **fidelity,
             ce_clean=ce_clean,
             ce_sae=ce_sae,
             ce_zero=ce_zero,

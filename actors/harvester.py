@@ -4,19 +4,24 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from actors.errors import InputError
 from actors.language_model import LanguageModel
 from actors.model_source import ModelSource
+from actors.shard_rows import ShardRows
 from storage.activations import ActivationStore
 from storage.commits import ShardRecord
 from storage.layout import StoreSpec
 from storage.tokens import TokenStore
+
+SHARDS_AT_ONCE = 2
+"""Calls of `Harvester.harvest` to have under way: one shard is computed, the one before written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,10 @@ class Harvester:
 
     A shard is a pure function of the model, the tokens and the store's specification, so retries
     and other orders are safe. It keeps nothing between calls but the model.
+
+    `harvest` may be called from several threads: the model serves one of them at a time, while the
+    others write. With `SHARDS_AT_ONCE` threads the model need not wait for the disk, and memory
+    holds as many shards of every array, in float32.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class Harvester:
                 "use another run directory"
             )
         self._batch_sequences = max(1, batch_tokens // self._tokens.context)
+        self._computing = Lock()
 
     def mean_norms(
         self, layers: Sequence[int], split: str, sequences: Integer[np.ndarray, " sequences"]
@@ -102,10 +112,11 @@ class Harvester:
         """
         sums = dict.fromkeys(layers, 0.0)
         n_rows = 0
-        for _, residuals in self._batches(self._tokens.ids(split, sequences), layers):
-            n_rows += len(next(iter(residuals.values())))
-            for layer, x in residuals.items():
-                sums[layer] += x.double().norm(dim=1).sum().item()
+        first = self._tokens.first_position
+        for n_sequences, activations in self._batches(self._tokens.ids(split, sequences), layers):
+            n_rows += n_sequences * (self._tokens.context - first)
+            for layer, x in activations.items():
+                sums[layer] += x[:, first:].double().norm(dim=-1).sum().item()
         for layer, total in sums.items():
             if not np.isfinite(total):
                 raise InputError(
@@ -128,7 +139,6 @@ class Harvester:
             return HarvestReceipt(record=record, n_tokens=0, model_seconds=0.0, write_seconds=0.0)
         spec = activations.spec
         self._check(spec)
-        started = time.perf_counter()
         sequences = spec.sequences_of(shard)
         ids = self._tokens.ids(spec.split, sequences)
         sequence, position = spec.rows_of(shard)
@@ -137,8 +147,13 @@ class Harvester:
             "position": position,
             "token_id": ids[np.searchsorted(sequences, sequence), position].astype(np.uint32),
         }
-        arrays = self._arrays(spec, shard, ids)
-        computed = time.perf_counter()
+        with self._computing:
+            started = time.perf_counter()
+            rows = ShardRows(spec, shard)
+            for _, batch in self._batches(ids, spec.layers):
+                rows.add(batch)
+            arrays = rows.finish()
+            computed = time.perf_counter()
         record = activations.write_shard(shard, arrays, columns)
         return HarvestReceipt(
             record=record,
@@ -161,36 +176,9 @@ class Harvester:
                     f"{wanted}; harvest into another run directory"
                 )
 
-    def _arrays(
-        self, spec: StoreSpec, shard: int, ids: Int64[np.ndarray, "sequences context"]
-    ) -> dict[str, Float32[np.ndarray, "rows d_model"]]:
-        """The shard's rows of every array, in the order in which they are stored."""
-        sequence, position = spec.rows_of(shard)
-        # For each row in reading order: where it is stored, and which layer each array takes of it.
-        slots = np.argsort(spec.permutation_of(shard))
-        layers = {array: spec.row_layers(array, sequence, position)[slots] for array in spec.arrays}
-        out = {array: np.empty((len(slots), spec.d_model), np.float32) for array in spec.arrays}
-        for start, residuals in self._batches(ids, spec.layers):
-            for array, rows in out.items():
-                for layer in spec.layers_of(array):
-                    x = residuals[layer]
-                    here = slice(start, start + len(x))
-                    chosen = np.flatnonzero(layers[array][here] == layer)
-                    taken = x[torch.from_numpy(chosen).to(x.device)]
-                    rows[slots[here][chosen]] = taken.float().cpu().numpy()
-        return out
-
     def _batches(
         self, ids: Int64[np.ndarray, "sequences context"], layers: Sequence[int]
-    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "rows d_model"]]]]:
-        """Batch by batch, how many rows came before it and the activations of each layer.
-
-        Of the positions that are stored, in reading order.
-        """
-        first = self._tokens.first_position
-        n_before = 0
+    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "batch context d_model"]]]]:
+        """Batch by batch, its number of sequences and each layer's activations at them."""
         for batch in torch.from_numpy(ids).split(self._batch_sequences):
-            residuals = self._model.residuals(batch, layers)
-            rows = {layer: x[:, first:].flatten(0, 1) for layer, x in residuals.items()}
-            yield n_before, rows
-            n_before += len(batch) * (ids.shape[1] - first)
+            yield len(batch), self._model.activations(batch, layers)

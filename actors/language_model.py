@@ -1,4 +1,4 @@
-"""A frozen language model, read at the output of each of its blocks."""
+"""A frozen language model, read at one hook point of each of its layers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,12 +8,19 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 
 from actors.capture import captured_outputs, edited_outputs
 from actors.errors import InputError
+from actors.hook_points import find_hook_points
 from actors.model_source import ModelSource
-from actors.pretrained import load_pretrained
+from actors.pretrained import check_device_map, load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,9 @@ class ModelShape:
 
     vocabulary: int
     """Token ids run from 0 to below this."""
+
+    is_causal: bool = True
+    """Whether a position sees only those before it and predicts the next; encoders see all."""
 
 
 Loader = Callable[..., tuple[PreTrainedModel, dict[str, Any]]]  # with output_loading_info
@@ -57,19 +67,31 @@ def parameter_count(source: ModelSource) -> int:
 
 
 class LanguageModel:
-    """A frozen model on one device. Layers are counted from 0; nothing is ever computed twice."""
+    """A frozen model. Layers are counted from 0; nothing is ever computed twice.
+
+    Attention is computed as transformers chooses on every device: by torch's
+    `scaled_dot_product_attention`, but for models that it can't compute (Gemma 2 caps the scores).
+    """
 
     def __init__(self, source: ModelSource, device: str = "cpu", head: bool = False) -> None:
         """Load the model, without its language-modelling head unless that is asked for.
 
+        Args:
+            source: The model, and where in it activations are read.
+            device: Where it computes, unless `source.device_map` spreads it over all there are.
+            head: Whether `token_losses` will be wanted.
+
         Raises:
-            InputError: If there is no such model, or part of its weights is missing.
+            InputError: If there is no such model, part of its weights is missing, or it has no
+                such hook points.
         """
+        check_device_map(source)
         auto = AutoModelForCausalLM if head else AutoModel
         model, loading = load_pretrained(
             source,
             cast("Loader", auto.from_pretrained),
             dtype=source.dtype,
+            device_map=source.device_map,
             output_loading_info=True,
         )
         missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
@@ -81,28 +103,49 @@ class LanguageModel:
             )
         self.shape = _shape(model.config, source)
         self._name = source.name
-        self._device = torch.device(device)
         self._model = model.eval().requires_grad_(False)
-        cast("nn.Module", model).to(self._device)  # a decorator hides the type of its own `to`
-        self._blocks = _find_blocks(model.base_model, self.shape.n_layers, source.name)
+        if source.device_map is None:
+            cast("nn.Module", model).to(device)  # a decorator hides the type of its own `to`
+        self._device = torch.device(device) if source.device_map is None else model.device
+        self._hook_points = find_hook_points(model.base_model, self.shape.n_layers, source)
+        self._options = {"use_cache": False} if self.shape.is_causal else {}
+        # What comes after a block leaves its output alone; inside a block a sum may be in place.
+        self._copy = source.site != "residual" or source.hook_points is not None
 
     @torch.inference_mode()
-    def residuals(
+    def activations(
         self, ids: Int64[Tensor, "sequences context"], layers: Iterable[int]
     ) -> dict[int, Float[Tensor, "sequences context d_model"]]:
-        """The residual stream after each of some blocks, in the model's own dtype and units.
+        """The output of each of some layers' hook points, in the model's own dtype and units.
 
-        That is `hidden_states[layer + 1]` of transformers, but for the last layer, where
-        transformers gives it after the final norm. The forward pass ends after the last of `layers`.
+        At the site `residual`, that of layer l is `hidden_states[l + 1]` of transformers
+        (`hidden_states[0]` is the embedding). The last layer differs in models that end in a norm:
+        transformers gives it after that norm, this method before. The forward pass ends after the
+        last hook point of `layers`.
 
         Raises:
-            InputError: If the sequences are too long, or a token or layer is not the model's.
+            InputError: If the sequences are too long, a token or layer is not the model's, or a hook
+                point does not give one vector of width d_model per token.
         """
         layers = list(layers)
         self._check_layers(layers)
         ids = self._checked(ids)
-        with captured_outputs(self._blocks, layers) as outputs:
-            self._model.base_model(input_ids=ids, use_cache=False)
+        shape = (len(ids), ids.shape[1])
+        with captured_outputs(self._hook_points, layers, shape, self._copy) as outputs:
+            self._model.base_model(input_ids=ids, **self._options)
+        silent = sorted(set(layers) - set(outputs))
+        if silent:
+            raise InputError(
+                f"the hook points of layers {silent} of {self._name} take no part in a forward pass; "
+                "choose another module as model.hook_points"
+            )
+        for layer, x in outputs.items():
+            if x.shape != (*shape, self.shape.d_model):
+                raise InputError(
+                    f"the hook point of layer {layer} of {self._name} gives {tuple(x.shape)} for "
+                    f"{shape} tokens; {(*shape, self.shape.d_model)} can be stored: choose another "
+                    "module as model.hook_points"
+                )
         return outputs
 
     @torch.inference_mode()
@@ -113,17 +156,24 @@ class LanguageModel:
     ) -> Float32[Tensor, "sequences predictions"]:
         """Cross-entropy of each token given those before it, in nats; lower is better.
 
-        Of position 1 on, so one prediction less than the context. With `edits`, the output of block
-        l is replaced by `edits[l](output)`, a function of (sequences, context, d_model) activations.
+        Of position 1 on, so one prediction less than the context. With `edits`, the output of layer
+        l's hook point, the one that `activations` reads, is replaced by `edits[l](output)`, a
+        function of (sequences, context, d_model) activations.
 
         Raises:
-            InputError: As `residuals`.
+            InputError: As `activations`, and if the model is an encoder.
         """
+        if not self.shape.is_causal:
+            raise InputError(
+                f"{self._name} is an encoder, whose positions see each other, and only a causal model "
+                "predicts the next token; leave cross-entropy out"
+            )
         edits = edits or {}
         self._check_layers(edits)
         ids = self._checked(ids)
-        with edited_outputs(self._blocks, edits):
-            logits = self._model(input_ids=ids, use_cache=False).logits
+        with edited_outputs(self._hook_points, edits, (len(ids), ids.shape[1])):
+            logits = self._model(input_ids=ids, **self._options).logits
+        ids = ids.to(logits.device)
         losses = F.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
         )
@@ -168,21 +218,13 @@ def _shape(config: Any, source: ModelSource) -> ModelShape:
             f"{', '.join(lacking)}; give a decoder-only or encoder-only transformer whose longest "
             "sequence is known"
         )
-    return ModelShape(**{size: getattr(text, name) for size, name in names.items()})
+    sizes = {size: getattr(text, name) for size, name in names.items()}
+    return ModelShape(**sizes, is_causal=_is_causal(config))
 
 
-def _find_blocks(trunk: nn.Module, n_layers: int, name: str) -> list[nn.Module]:
-    """The list of the model's blocks: the outermost ModuleList that has one item per layer."""
-    found = {
-        path: module
-        for path, module in trunk.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    }
-    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
-    if len(outermost) != 1:
-        raise InputError(
-            f"the blocks of {name} ({type(trunk).__name__}) can't be told: of its lists of modules, "
-            f"{len(outermost)} have {n_layers} items, one per layer ({', '.join(outermost)}), and it "
-            "must be one; give a model whose layers stand in one list"
-        )
-    return list(found[outermost[0]])
+def _is_causal(config: Any) -> bool:
+    """Whether it is a decoder: architectures that fill in masks are none, unless set up as one."""
+    fills_masks = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    return not config.is_encoder_decoder and (
+        not fills_masks or bool(getattr(config, "is_decoder", False))
+    )

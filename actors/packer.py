@@ -46,32 +46,28 @@ class TokenReport:
 class Packer:
     """Tokenizes a corpus as a model's tokenizer wants it and packs it into contexts.
 
-    If the tokenizer puts a BOS before a text by itself, a BOS opens every context and every
-    document; else the documents follow one another, each closed by the tokenizer's EOS.
+    What the tokenizer puts around a text by itself stays: its first token (BOS, or CLS in BERT) opens
+    every document and every context, its last (EOS, or SEP) closes every document. Where it adds
+    nothing, documents are closed by EOS; where it has none either, they follow one another. Nothing
+    is truncated or padded, whatever the tokenizer's file says; a document may run over into the next
+    contexts, an empty one leaves no trace.
     """
 
     def __init__(self, model: ModelSource, corpus: Corpus, context: int) -> None:
         self._corpus = corpus
-        tokenizer = load_tokenizer(model)
-        self._backend = tokenizer.backend_tokenizer
+        self._tokenizer = load_tokenizer(model)
+        self._name = model.name
+        self._backend = self._tokenizer.backend_tokenizer
+        self._opener, self._closer = document_edges(self._tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._opens_with_bos = adds_bos(tokenizer)
-        bos, eos, pad = (
-            None if token is None else self._backend.token_to_id(str(token))
-            for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-        )
-        separator = bos if self._opens_with_bos else eos
-        if separator is None:
-            raise InputError(
-                f"the tokenizer of {model.name} adds no BOS and has no EOS, so nothing can stand "
-                "between documents; set `eos_token` in its tokenizer_config.json"
-            )
+        named = ("bos_token", "eos_token", "pad_token", "cls_token", "sep_token")
+        ids = {_id(self._tokenizer, getattr(self._tokenizer, name)) for name in named}
         self.spec = TokenSpec(
             context=context,
-            first_position=int(self._opens_with_bos),
-            separator_id=separator,
-            special_ids=tuple(sorted({i for i in (bos, eos, pad) if i is not None})),
+            first_position=int(self._opener is not None),
+            separator_id=self._closer if self._opener is None else self._opener,
+            special_ids=tuple(sorted(i for i in ids if i is not None)),
             tokenizer=hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16],
         )
 
@@ -98,7 +94,10 @@ class Packer:
             StoreError: If there is a store at `path`.
         """
         shares = split_shares(sequences)
-        streams = {split: _Stream(self.spec, n) for split, n in sequences.items()}
+        streams = {
+            split: _Stream(self.spec.context, self._opener, self._closer, n)
+            for split, n in sequences.items()
+        }
         n_documents = 0
         writer = TokenWriter(path, self.spec, sequences)
         documents = enumerate(self._corpus.documents())
@@ -126,7 +125,7 @@ class Packer:
     ) -> Iterator[tuple[str, int, UInt32[np.ndarray, " tokens"]]]:
         """Split, index and ids of those documents of the batch that are needed and not empty."""
         needed = [
-            (split, index, document.text)
+            (split, index, self._text(document))
             for index, document in batch
             if (split := split_of(seed, index, shares)) in unfilled
         ]
@@ -137,16 +136,34 @@ class Packer:
             if encoding.ids:
                 yield split, index, np.asarray(encoding.ids, np.uint32)
 
+    def _text(self, document: Document) -> str:
+        """A document's text; a conversation's by the tokenizer's template."""
+        if not document.messages:
+            return document.text
+        if self._tokenizer.chat_template is None:
+            raise InputError(
+                f"the tokenizer of {self._name} has no chat template, which corpus.chat_template asks "
+                "for; save one with the tokenizer, or give texts and leave chat_template out"
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(list(document.messages), tokenize=False)
+        except Exception as error:  # a template is a program of its own
+            raise InputError(
+                f"{document.name}: the chat template of {self._name} does not take this conversation "
+                f"({error}); mend or remove the line"
+            ) from error
+        return str(text)
+
 
 class _Stream:
     """The documents of a split one after the other, cut into contexts."""
 
-    def __init__(self, spec: TokenSpec, n_sequences: int) -> None:
+    def __init__(
+        self, context: int, opener: int | None, closer: int | None, n_sequences: int
+    ) -> None:
         self.missing = n_sequences
         self.n_documents = 0
-        self._opens_with_bos = bool(spec.first_position)
-        self._separator = np.array([spec.separator_id], np.uint32)
-        self._context = spec.context
+        self._context, self._opener, self._closer = context, opener, closer
         self._parts: list[UInt32[np.ndarray, "2 tokens"]] = [np.empty((2, 0), np.uint32)]
 
     @property
@@ -155,9 +172,10 @@ class _Stream:
         return sum(part.shape[1] for part in self._parts)
 
     def append(self, ids: UInt32[np.ndarray, " tokens"], document: int) -> None:
-        """Add a document, with its separator on the side where the tokenizer wants it."""
-        parts = (self._separator, ids) if self._opens_with_bos else (ids, self._separator)
-        tokens = np.concatenate(parts)
+        """Add a document; a chat template may have written opener and closer itself."""
+        before = [] if self._opener in (None, ids[0]) else [self._opener]
+        after = [] if self._closer in (None, ids[-1]) else [self._closer]
+        tokens = np.concatenate([np.array(before, np.uint32), ids, np.array(after, np.uint32)])
         self._parts.append(np.stack([tokens, np.full_like(tokens, document)]))
         self.n_documents += 1
 
@@ -169,9 +187,9 @@ class _Stream:
         while len(contexts) < self.missing:
             context = stream[:, start : start + self._context]
             start_of_next = start + self._context
-            if self._opens_with_bos and context.shape[1] and context[0, 0] != self._separator:
-                bos = np.stack([self._separator, context[1, :1]])  # belongs to what follows it
-                context = np.concatenate([bos, context[:, :-1]], axis=1)
+            if self._opener not in (None, *context[0, :1]) and context.shape[1]:
+                opener = np.array([[self._opener], [context[1, 0]]], np.uint32)
+                context = np.concatenate([opener, context[:, :-1]], axis=1)
                 start_of_next -= 1
             if context.shape[1] < self._context or start_of_next > stream.shape[1]:
                 break
@@ -204,10 +222,19 @@ def load_tokenizer(model: ModelSource) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer opens a text with BOS by itself, as the model was trained to see it."""
-    ids = tokenizer("x").input_ids
-    return bool(ids) and ids[0] == tokenizer.bos_token_id
+def document_edges(tokenizer: PreTrainedTokenizerFast) -> tuple[int | None, int | None]:
+    """The tokens that open and close a text, as the model was trained to see it; None for none."""
+    ids = tokenizer("x", padding=False, truncation=False).input_ids
+    openers = {_id(tokenizer, tokenizer.bos_token), _id(tokenizer, tokenizer.cls_token)} - {None}
+    eos, sep = (_id(tokenizer, token) for token in (tokenizer.eos_token, tokenizer.sep_token))
+    opener = ids[0] if ids and ids[0] in openers else None
+    if ids and ids[-1] in {eos, sep} - {None}:
+        return opener, ids[-1]
+    return opener, (eos if opener is None else None)
+
+
+def _id(tokenizer: PreTrainedTokenizerFast, token: object) -> int | None:
+    return None if token is None else tokenizer.backend_tokenizer.token_to_id(str(token))
 
 
 def split_shares(sequences: Mapping[str, int]) -> dict[str, float]:

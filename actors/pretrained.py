@@ -7,6 +7,7 @@ transformers would retry for half a minute.
 
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,20 @@ def check_weights(source: ModelSource) -> None:
         raise InputError(
             f"{folder} has no weights (no *.safetensors and no *.bin file); give a whole folder, "
             "as `save_pretrained` writes it"
+        )
+
+
+def check_device_map(source: ModelSource) -> None:
+    """Refuse to spread a model over devices without the package that does it.
+
+    Raises:
+        InputError: If `device_map` is set and accelerate is not installed.
+    """
+    if source.device_map is not None and find_spec("accelerate") is None:
+        raise InputError(
+            f"model.device_map: {source.device_map} is the work of the package accelerate, which is "
+            "not installed; install it (`pip install accelerate`), or leave device_map out to use "
+            "one device"
         )
 
 

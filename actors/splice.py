@@ -18,6 +18,7 @@ def reconstruction(sae: SparseAutoencoder, layer: int) -> Replacement:
     """Puts the autoencoder's reconstruction in place of a layer's activations."""
 
     def replace(x: Tensor) -> Tensor:
+        x = x.to(sae.b_dec.device)  # a model may be spread over several devices
         layers = torch.full((len(x),), layer, dtype=torch.int64, device=x.device)
         return sae.reconstruct(x, layers).x_hat
 
@@ -51,7 +52,7 @@ def edit(
         if not keep.any():
             return output
         edited = output.clone()
-        edited[rows] = replacement(output[rows].float()).to(output.dtype)
+        edited[rows] = replacement(output[rows].float()).to(output)
         return edited
 
     return apply

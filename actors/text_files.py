@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from actors.document import Document
 from actors.errors import InputError
@@ -21,6 +22,50 @@ def _read_text(path: Path, text_key: str) -> Iterator[Document]:
 
 def _read_json_lines(path: Path, text_key: str) -> Iterator[Document]:
     """A document per line; blank lines are passed over."""
+    for where, record in _json_records(path):
+        if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
+            has = f"keys {', '.join(record)}" if isinstance(record, dict) else "no object"
+            if isinstance(record, dict) and text_key in record:
+                has = f"a {type(record[text_key]).__name__} there"
+            raise InputError(
+                f"{where} has no text under the key '{text_key}' (it has {has}); mend the "
+                "line or set corpus.text_key"
+            )
+        yield Document(name=where, text=_whole(record[text_key], where))
+
+
+def read_conversations(path: Path) -> Iterator[Document]:
+    """A conversation per line of a `.jsonl` file: a list of messages under the key `messages`.
+
+    Raises:
+        InputError: If the file is of another kind, or a line holds no conversation.
+    """
+    if path.suffix != ".jsonl":
+        raise InputError(
+            f"{path} is no .jsonl file, and with corpus.chat_template conversations are read from "
+            "such files alone; convert it, or leave chat_template out"
+        )
+    for where, record in _json_records(path):
+        messages = record.get("messages") if isinstance(record, dict) else None
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise InputError(
+                f"{where} holds no conversation; with corpus.chat_template a line is "
+                '{"messages": [{"role": "user", "content": "..."}, ...]}: mend the line, or leave '
+                "chat_template out"
+            )
+        for message in messages:
+            _whole(message["content"], where)
+        yield Document(name=where, messages=messages)
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(
+        isinstance(message.get(key), str) for key in ("role", "content")
+    )
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and content of every line that is not blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
@@ -37,20 +82,16 @@ def _read_json_lines(path: Path, text_key: str) -> Iterator[Document]:
                     f"{where} is not JSON ({error}); a .jsonl file has one object per line: mend "
                     "or remove the line"
                 ) from error
-            if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-                has = f"keys {', '.join(record)}" if isinstance(record, dict) else "no object"
-                if isinstance(record, dict) and text_key in record:
-                    has = f"a {type(record[text_key]).__name__} there"
-                raise InputError(
-                    f"{where} has no text under the key '{text_key}' (it has {has}); mend the "
-                    "line or set corpus.text_key"
-                )
-            if any("\ud800" <= character <= "\udfff" for character in record[text_key]):
-                raise InputError(
-                    f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text; "
-                    "mend or remove the line"
-                )
-            yield Document(name=where, text=record[text_key])
+            yield where, record
+
+
+def _whole(text: str, where: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(
+            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text; "
+            "mend or remove the line"
+        )
+    return text
 
 
 def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:

@@ -61,7 +61,7 @@ class Pilot:
         order = np.arange(store.n_sequences(split))
         for part in np.array_split(order, -(-len(order) // SEQUENCES_AT_ONCE)):
             tokens = store.ids(split, part)
-            found = model.residuals(torch.as_tensor(tokens), [self.layer])[self.layer]
+            found = model.activations(torch.as_tensor(tokens), [self.layer])[self.layer]
             rows.append(found[:, store.first_position :].flatten(0, 1).float().clone())
             ids.append(tokens[:, store.first_position :].reshape(-1))
         return torch.cat(rows), np.concatenate(ids)

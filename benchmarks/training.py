@@ -6,12 +6,10 @@ faster (or smaller) ours is: above 1 is better for ours.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import floor, peers
+from benchmarks.rows import Row, show, write
 from benchmarks.worker import ROOT, Worker
 
 OURS = ["TopK dense", "BatchTopK dense", "Kron 4x8 TopK", "Kron 8x16 TopK", "Matryoshka BatchTopK"]
@@ -50,25 +49,6 @@ class Size:
 
     def __str__(self) -> str:
         return f"{self.tokens} tokens, d_model {self.d_model}, d_sae {self.d_sae}, k {self.k}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of the table and of the results file."""
-
-    name: str
-    against: str
-    ratio: float
-    at_least: float | None
-    aim: float | None
-    seconds: list[float]
-    """Medians: ours, theirs. Bytes, in a row about memory."""
-    versions: dict[str, str]
-
-    @property
-    def passes(self) -> bool:
-        """Whether it reaches what was demanded."""
-        return self.at_least is None or self.ratio >= self.at_least
 
 
 FULL = [
@@ -208,22 +188,6 @@ def measure_memory(size: Size, threads: int, data: Path) -> list[Row]:
     return rows
 
 
-def show(rows: list[Row]) -> None:
-    """Print the table."""
-    width = max(len(row.name) for row in rows)
-    print(f"\n{'ours':{width}} {'against':24} {'ours':>9} {'theirs':>9} {'ratio':>6} least   aim")
-    for row in rows:
-        figures = [
-            f"{v / 2**20:6.0f} MB" if "memory" in row.name else f"{v:7.3f} s" for v in row.seconds
-        ]
-        bounds = " ".join("    -" if v is None else f"{v:5.2f}" for v in (row.at_least, row.aim))
-        verdict = "" if row.passes else "  BELOW"
-        print(
-            f"{row.name:{width}} {row.against:24} {figures[0]} {figures[1]} {row.ratio:6.2f} "
-            f"{bounds}{verdict}"
-        )
-
-
 def main() -> int:
     """Measure, print, write; 1 if a row is below what is demanded."""
     parser = argparse.ArgumentParser(description="Seconds of a training step, ours and the peers'.")
@@ -252,15 +216,8 @@ def main() -> int:
             if number == 0:
                 rows += measure_memory(size, options.threads, data)
     show(rows)
-    machine = {
-        "machine": platform.machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "full_size": not given,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=2)
-    options.out.write_text(text + "\n")
+    about = {"threads": options.threads, "rounds": options.rounds, "full_size": not given}
+    write(options.out, rows, **about)
     return 0 if all(row.passes for row in rows) else 1
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors.torch import load_file
@@ -94,9 +94,7 @@ def serve(
         smallest: The arguments of a tiny contender of the same kind. One step of it brings in the
             libraries' code, so that memory counted from there is the contender's own.
     """
-    # What libraries print must not end up between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = open_answers()
     arguments = json.loads(sys.argv[1])
     torch.manual_seed(0)
     batches = load_file(arguments["data"])["x"].clone()
@@ -113,6 +111,13 @@ def serve(
         seconds = time.perf_counter() - start
         answer = {"seconds": seconds, "loss": loss, "above_start": _memory("VmHWM") - before}
         print(json.dumps({**answer, **held()}), file=answers, flush=True)
+
+
+def open_answers() -> TextIO:
+    """The pipe to the asking side; what libraries print from now on goes to stderr instead."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
 
 
 def bytes_held(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -9,6 +9,7 @@ VERBS = {
     "run": "do the whole job; given again after any interruption, it does what is missing",
     "plan": "print what a run would need (disk, memory, rows, trials) and whether it fits",
     "harvest": "do everything up to the training store",
+    "verify": "read all stores of a run again and name what is damaged; `harvest` then rewrites that",
     "group": "do everything up to the groups of layers",
     "sweep": "do everything up to the trained autoencoders",
     "evaluate": "do everything up to the evaluation of the winners",

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import ray
@@ -14,6 +15,9 @@ from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
 
 CONNECT_SECONDS = 10.0
+STARTS = 3
+"""Times that Ray is started on this machine; a busy one can miss the 30 s that Ray gives itself."""
+
 OBJECT_STORE_BYTES = 256 * 2**20  # activations never travel through Ray: receipts and configs do
 
 
@@ -26,25 +30,45 @@ def connected(cfg: ComputeConfig) -> Iterator[None]:
     """
     if cfg.address:
         _check_listens(cfg.address)
-    private = {
-        "num_cpus": cfg.cpus,
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
-    try:
-        ray.init(
-            address=cfg.address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if cfg.address else private),
-        )
-    except (ConnectionError, ValueError) as error:
-        raise UserError(_no_cluster(cfg.address, error)) from None
+        _join(cfg.address)
+    else:
+        _start(cfg.cpus)
     try:
         check_fits(cfg)
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(_no_cluster(address, error)) from None
+
+
+def _start(cpus: int | None) -> None:
+    for attempt in range(STARTS):
+        try:
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray has no class of its own for it
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if attempt == STARTS - 1:
+                raise UserError(
+                    f"Ray did not start within 30 s, {STARTS} times over; it starts in seconds on a "
+                    "machine with a core and 2 GiB of memory to spare: end other work, then give "
+                    "the same command"
+                ) from None
 
 
 def _check_listens(address: str) -> None:
@@ -58,7 +82,7 @@ def _check_listens(address: str) -> None:
         raise UserError(_no_cluster(address, error)) from None
 
 
-def _no_cluster(address: str | None, error: Exception) -> str:
+def _no_cluster(address: str, error: Exception) -> str:
     return (
         f"compute.address: no Ray cluster at {address} ({error}); start one with "
         "`ray start --head`, or leave the address out to use this machine alone"
@@ -106,11 +130,13 @@ def work(
     method: str,
     jobs: Iterable[tuple[Any, ...]],
     n_actors: int | None = None,
+    at_once: int = 1,
 ) -> Iterator[Any]:
     """Results of `actor(*arguments).method(*job)` for every job, as they come, from a pool of actors.
 
-    A pure work list: an actor that dies is restarted and its job done again, so jobs must be
-    idempotent. Two jobs wait at every actor; that is all the queueing there is.
+    A pure work list: an actor that dies is restarted and its jobs done again, so jobs must be
+    idempotent. An actor has two jobs, of which it does `at_once` at a time, in threads; that is all
+    the queueing there is.
 
     Raises:
         Exception: What the method raised, as itself.
@@ -119,7 +145,7 @@ def work(
     if not todo:
         return
     n_actors = min(n_actors or placement.capacity, placement.capacity, len(todo))
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_concurrency": at_once}
     remote = ray.remote(max_restarts=3, max_task_retries=3, **options)(_Worker)
     pool: list[Any] = [remote.remote(actor, arguments) for _ in range(n_actors)]
     waiting = iter(todo)
@@ -164,8 +190,10 @@ class _Worker:
 
     def __init__(self, actor: type, arguments: Sequence[Any]) -> None:
         self._actor, self._arguments, self._instance = actor, arguments, None
+        self._building = Lock()
 
     def do(self, method: str, job: tuple[Any, ...]) -> Any:
-        if self._instance is None:
-            self._instance = self._actor(*self._arguments)
+        with self._building:
+            if self._instance is None:
+                self._instance = self._actor(*self._arguments)
         return getattr(self._instance, method)(*job)

@@ -16,7 +16,9 @@ from actors.grouping import GroupConfig
 from actors.model_source import ModelSource
 from sae.config import KronShape
 from sae.fit import FitConfig
+from storage.errors import StoreError
 from storage.hygiene import Hygiene
+from storage.places import place
 
 Positive = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=10**12)]
@@ -44,8 +46,11 @@ class HarvestConfig:
     context: Annotated[int, Field(ge=8)] | None = None
     """Tokens per sequence; by default the model's longest."""
 
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Of the stored activations; float16 is scaled per layer by a power of two."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """Of the stored activations; float16 is scaled per layer by a power of two, int8 per row."""
+
+    codec: Literal["none", "zstd", "blosc", "pcodec"] = "none"
+    """How chunks are compressed: without loss, and at a price in time (docs/store_format.md)."""
 
     batch_tokens: Positive = 8192
     """Tokens per forward pass; lower it when the model runs out of memory."""
@@ -56,8 +61,22 @@ class HarvestConfig:
     shard_mib: Annotated[float, Field(gt=0)] = 128.0
     """Size of a shard, the unit of writing and of resuming; one per array and work item."""
 
+    store: str | None = None
+    """Where tokens and activations lie: a folder, or s3://, gs:// or az://BUCKET/PREFIX; by default
+    the run directory. One run has it for itself."""
+
     def __post_init__(self) -> None:
-        """Refuse shards smaller than their chunks."""
+        """Refuse shards smaller than their chunks, what pcodec can't compress, and URLs of no store."""
+        if self.store is not None:
+            try:
+                place(self.store)
+            except StoreError as error:
+                raise ValueError(f"store: {error}") from None
+        if self.codec == "pcodec" and self.dtype == "int8":
+            raise ValueError(
+                "codec: pcodec takes float16, bfloat16 and float32, not int8; choose zstd, blosc or "
+                "none, or another dtype"
+            )
         if self.shard_mib < self.chunk_mib:
             raise ValueError(
                 f"shard_mib: {self.shard_mib} is less than chunk_mib = {self.chunk_mib}; "
@@ -203,5 +222,5 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-FREE_SECTIONS = frozenset({"run_dir", "compute", "tracking"})
+FREE_SETTINGS = ("run_dir", "compute", "tracking", "model.device_map", "harvest.store")
 """What may change between two calls that continue one run: none of it changes the results."""

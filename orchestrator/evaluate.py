@@ -26,6 +26,11 @@ def evaluate(
     # Layer by layer: an evaluator keeps what does not depend on the autoencoder.
     missing.sort(key=lambda pair: pair[1])
     if missing:
+        if not session.shape.is_causal:
+            session.say(
+                f"evaluate  {cfg.model.name} is an encoder, which predicts no next token: "
+                "cross-entropy is left out"
+            )
         if len(missing) < len(pairs):
             n = len(pairs) - len(missing)
             session.say(f"evaluate  {n} evaluations are there already, {len(missing)} to go")
@@ -45,8 +50,9 @@ def evaluate(
     found: Evaluations = {}
     for trial, layer in pairs:
         found.setdefault(trial.id, {})[layer] = read_json(_file(session, trial.id, layer))
-    worst = min(r["ce_recovered"] for layers in found.values() for r in layers.values())
-    session.tracker.stage("evaluate", params={}, metrics={"worst_ce_recovered": worst})
+    recovered = [r["ce_recovered"] for layers in found.values() for r in layers.values()]
+    metrics = {"worst_ce_recovered": min(recovered)} if session.shape.is_causal else {}
+    session.tracker.stage("evaluate", params={}, metrics=metrics)
     return found
 
 

@@ -7,6 +7,7 @@ from actors.grouper import DistanceReport, Grouper
 from actors.grouping import Grouping, LayerGroup, choose
 from orchestrator import cluster
 from orchestrator.cluster import Placement
+from orchestrator.errors import UserError
 from orchestrator.figures import amad_curve, distance_matrix
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session
@@ -68,8 +69,18 @@ def _tell(session: Session, found: GroupStage) -> None:
 
 
 def load_groups(run: RunDirectory) -> GroupStage:
-    """What `groups.json` holds."""
-    return _from_json(read_json(run.groups))
+    """What `groups.json` holds.
+
+    Raises:
+        UserError: If it is damaged or was edited into something else.
+    """
+    try:
+        return _from_json(read_json(run.groups))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{run.groups} is not what the grouping wrote ({error!r}); restore it, or delete it, and "
+            "the same command makes it again from the pilot"
+        ) from None
 
 
 def _span(layers: tuple[int, ...]) -> str:

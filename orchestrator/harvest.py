@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from actors.harvester import Harvester
+from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.packer import Packer
+from actors.row_counts import count_rows
 from orchestrator import cluster
 from orchestrator.cluster import Placement
 from orchestrator.progress import bottleneck, stage
+from orchestrator.run_directory import write_json
 from orchestrator.session import Session
 from orchestrator.stores import n_sequences, store_spec
 from storage.activations import ActivationStore
 from storage.dtypes import power_of_two_scale
+from storage.hygiene import RowFilter
 from storage.layout import StoreSpec
 from storage.metadata import has_metadata
 from storage.tokens import TokenStore
@@ -47,19 +50,50 @@ def harvest_pilot(session: Session, tokens: TokenStore, placement: Placement) ->
         for name, path in (("pilot", run.pilot), ("validation", run.validation)):
             ActivationStore.create(path, _spec(session, tokens, name, scales))
     _fill(session, "pilot", [run.pilot, run.validation], placement)
+    if session.cfg.harvest.dtype == "int8":
+        _tell_rounding(session)
+
+
+def _tell_rounding(session: Session) -> None:
+    """Say what int8 costs: the FVU that rounding alone leaves, against float32 rows."""
+    costs = ActivationStore.open(session.run.validation).rounding_fvu()
+    worst = max(costs, key=lambda layer: costs[layer])
+    mean = sum(costs.values()) / len(costs)
+    session.say(
+        f"harvest   int8: rounding alone costs an FVU of {mean:.2g} on the validation rows, at most "
+        f"{costs[worst]:.2g} (layer {worst})"
+    )
+    session.tracker.metrics({"rounding_fvu": mean, "rounding_fvu_worst": costs[worst]})
 
 
 def harvest_train(
     session: Session,
     tokens: TokenStore,
     groups: tuple[tuple[int, ...], ...],
+    row_filter: RowFilter,
     placement: Placement,
 ) -> None:
-    """Fill the training store: one layer's activation per token and group."""
+    """Fill the training store: one layer's activation per token and group; count what is fit."""
     pilot = ActivationStore.open(session.run.pilot).spec
     scales = dict(zip(pilot.layers, pilot.scales, strict=True))
     ActivationStore.create(session.run.train, _spec(session, tokens, "train", scales, groups))
     _fill(session, "train", [session.run.train], placement)
+    if not session.run.rows.is_file():
+        counts = count_rows(session.run.train, row_filter)
+        _tell_rows(session, counts)
+        write_json(session.run.rows, counts)
+
+
+def _tell_rows(session: Session, counts: dict[str, dict[str, int]]) -> None:
+    """Say how many rows training will use, and for what reason it leaves others out."""
+    total = {key: sum(c[key] for c in counts.values()) for key in next(iter(counts.values()))}
+    stored, used = total.pop("stored"), total.pop("used")
+    reasons = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in total.items())
+    session.say(
+        f"hygiene   {used:,} of {stored:,} rows are used; dropped {1 - used / stored:.2%}: {reasons}"
+    )
+    metrics = {f"dropped_{reason}": float(n) for reason, n in total.items()}
+    session.tracker.metrics({"rows_stored": float(stored), "rows_used": float(used), **metrics})
 
 
 def _fill(session: Session, name: str, stores: list[Path], placement: Placement) -> None:
@@ -84,7 +118,9 @@ def _fill(session: Session, name: str, stores: list[Path], placement: Placement)
     ):
         arguments = _arguments(session, placement)
         receipts = cluster.work(
-            placement, Harvester, arguments, "harvest", jobs, cfg.compute.harvesters
+            *(placement, Harvester, arguments, "harvest", jobs),
+            n_actors=cfg.compute.harvesters,
+            at_once=SHARDS_AT_ONCE,
         )
         for receipt in receipts:
             seconds["model"] += receipt.model_seconds
@@ -105,7 +141,12 @@ def _fill(session: Session, name: str, stores: list[Path], placement: Placement)
         )
     session.tracker.stage(
         f"harvest_{name}",
-        params={"dtype": cfg.harvest.dtype, "shards": len(jobs)},
+        params={
+            "dtype": cfg.harvest.dtype,
+            "codec": cfg.harvest.codec,
+            "hook_points": cfg.model.hook_points or cfg.model.site,
+            "shards": len(jobs),
+        },
         metrics={"tokens_per_second": rate, "megabytes": n_bytes / 1e6, "seconds": elapsed},
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.language_model import describe
-from actors.pretrained import check_weights
+from actors.pretrained import check_device_map, check_weights
 from orchestrator import cluster, harvest, plan, summary
 from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
@@ -19,6 +19,7 @@ from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session
 from orchestrator.sweep import candidates, sweep, winners
 from orchestrator.tracking import Tracker
+from orchestrator.verify import take_back
 
 STAGES = ("group", "harvest", "sweep", "run")
 
@@ -27,13 +28,15 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     """Do everything that is missing, up to and with the stage `until` (one of `STAGES`)."""
     if (cfg.run_dir / "summary.json").is_file():
         finished = RunDirectory.claim(cfg)
-        if read_json(finished.summary)["mlflow"]["complete"]:
+        if read_json(finished.summary)["mlflow"]["complete"] and not finished.damage.is_file():
             return finished
     console.print(f"strata    {cfg.run_dir}: {cfg.model.name}", highlight=False, soft_wrap=True)
     shape = describe(cfg.model)
     check_weights(cfg.model)
-    plan.refuse_what_cannot_fit(plan.plan(cfg, shape))
+    check_device_map(cfg.model)
+    plan.refuse_what_cannot_fit(plan.plan(cfg, shape), cfg)
     directory = RunDirectory.claim(cfg)
+    take_back(directory, console)
     tracker = Tracker(cfg, directory, console)
     session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
     try:
@@ -42,6 +45,8 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    if directory.summary.is_file():  # finished now, or before and only mended
+        tracker.finish("FINISHED")
     return directory
 
 
@@ -52,7 +57,7 @@ def _stages(session: Session, placement: Placement, until: int) -> None:
     groups = group(session, tokens, placement)
     if until < STAGES.index("harvest"):
         return
-    harvest.harvest_train(session, tokens, groups.partition, placement)
+    harvest.harvest_train(session, tokens, groups.partition, groups.row_filter, placement)
     if until < STAGES.index("sweep"):
         return
     trials = candidates(session, groups.grouping, groups.report.mean_norm, groups.row_filter)

@@ -1,22 +1,23 @@
 """What a run will need, before anything starts: disk, memory, rows and trials."""
 
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 from actors.language_model import ModelShape, parameter_count
+from orchestrator import memory
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
+from orchestrator.memory import IMPORTED_BYTES, ActorMemory
 from orchestrator.stores import store_spec
 from sae.config import SaeConfig
 from storage.layout import StoreSpec
+from storage.places import place
+from storage.sizes import store_bytes
 
-TOKEN_BYTES = 4 + 4  # docs/store_format.md: the id and its document
+_FLOAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Plan:
     """Figures of one run. The number of groups is not known before the pilot is read."""
 
     run_dir: Path
+    store: str
+    """Where the stores lie: the run directory, or what `harvest.store` names."""
+
     n_layers: int
 
     n_groups: int
@@ -34,21 +38,33 @@ class Plan:
     rows: dict[str, int]
     """Of each array, per store."""
 
+    arrays: dict[str, dict[str, int]]
+    """Bytes of every array, column, metadata and commit records, per activation store."""
+
     disk_bytes: dict[str, int]
-    """Per store; the training store's for `n_groups`."""
+    """Per store; the training store's for `n_groups`. Tokens are compressed, so theirs is a bound."""
 
-    harvester_bytes: int
-    """Peak memory of one harvester: the model and one shard of every array."""
+    actors: dict[str, ActorMemory]
+    """Peak memory of one harvester, grouper, trainer and evaluator."""
 
-    trainer_bytes: int
-    """Peak memory of one trainer: weights, gradients, optimizer and a window of chunks."""
+    n_actors: dict[str, int]
+    """How many of each work at a time, on this machine or as configured."""
 
     n_trials: int
+
+    harvest_tokens: int
+    """That go through the model, over all stores."""
 
     @property
     def total_disk_bytes(self) -> int:
         """Of everything the run writes, the trials included."""
         return sum(self.disk_bytes.values())
+
+    @property
+    def local_disk_bytes(self) -> int:
+        """Of what lies in the run directory."""
+        stays = place(self.store).folder is not None
+        return self.total_disk_bytes if stays else self.disk_bytes["trials"]
 
 
 def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
@@ -59,6 +75,46 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
             few layers.
     """
     context = cfg.harvest.context or shape.context
+    n_groups = _checked_groups(cfg, shape, context)
+    specs = {
+        name: store_spec(
+            *(cfg, shape, name),
+            context=context,
+            first_position=1,
+            scales=dict.fromkeys(range(shape.n_layers), 1.0),
+            groups=tuple((layer,) for layer in range(n_groups)) if name == "train" else (),
+        )
+        for name in ("pilot", "validation", "train")
+    }
+    n_trials = n_groups * len(cfg.sweep.k) * len(cfg.sweep.encoders) * len(cfg.sweep.selection)
+    arrays = {name: store_bytes(spec) for name, spec in specs.items()}
+    parameters = parameter_count(cfg.model)
+    return Plan(
+        run_dir=cfg.run_dir,
+        store=str(cfg.run_dir if cfg.harvest.store is None else cfg.harvest.store),
+        n_layers=shape.n_layers,
+        n_groups=n_groups,
+        n_groups_is_known=cfg.group.n_groups is not None,
+        rows={name: spec.n_rows for name, spec in specs.items()},
+        arrays=arrays,
+        disk_bytes={
+            "tokens": _token_bytes(shape, context, specs),
+            **{name: sum(sizes.values()) for name, sizes in arrays.items()},
+            "trials": _trial_bytes(cfg, shape) * n_groups,
+        },
+        actors={
+            "harvester": memory.harvester(cfg, shape, parameters, specs),
+            "grouper": memory.grouper(specs["pilot"]),
+            "trainer": memory.trainer(cfg, shape, specs["train"]),
+            "evaluator": memory.evaluator(cfg, shape, parameters, specs["validation"]),
+        },
+        n_actors=_n_actors(cfg, specs, n_trials),
+        n_trials=n_trials,
+        harvest_tokens=context * sum(spec.n_sequences for spec in specs.values()),
+    )
+
+
+def _checked_groups(cfg: RunConfig, shape: ModelShape, context: int) -> int:
     if context > shape.context:
         raise UserError(
             f"harvest.context: {context} is beyond the {shape.context} positions of {cfg.model.name}; "
@@ -76,62 +132,72 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
             f"group.n_groups: {n_groups} groups need as many layers, and {cfg.model.name} has "
             f"{n_groupable} to group (last_layer: {cfg.group.last_layer}); lower it"
         )
-    specs = {
-        name: store_spec(
-            *(cfg, shape, name),
-            context=context,
-            first_position=1,
-            scales=dict.fromkeys(range(shape.n_layers), 1.0),
-            groups=tuple((layer,) for layer in range(n_groups)) if name == "train" else (),
-        )
-        for name in ("pilot", "validation", "train")
-    }
-    n_tokens = context * sum(specs[name].n_sequences for name in ("train", "validation"))
-    n_trials = n_groups * len(cfg.sweep.k) * len(cfg.sweep.encoders) * len(cfg.sweep.selection)
-    largest = max(
+    return n_groups
+
+
+def _token_bytes(shape: ModelShape, context: int, specs: dict[str, StoreSpec]) -> int:
+    """Of the packed tokens: ids as compression leaves them at most; documents nearly vanish."""
+    n_tokens = context * sum(specs[name].n_population for name in ("train", "validation"))
+    return n_tokens * (shape.vocabulary - 1).bit_length() // 8
+
+
+def _trial_bytes(cfg: RunConfig, shape: ModelShape) -> int:
+    """Of the trials of one group: weights twice, two moments, a counter per latent."""
+    per_encoder = len(cfg.sweep.k) * len(cfg.sweep.selection)
+    sizes = (
         SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=1, encoder=encoder).n_parameters
         for encoder in cfg.sweep.encoders
     )
-    return Plan(
-        run_dir=cfg.run_dir,
-        n_layers=shape.n_layers,
-        n_groups=n_groups,
-        n_groups_is_known=cfg.group.n_groups is not None,
-        rows={name: spec.n_rows for name, spec in specs.items()},
-        disk_bytes={
-            "tokens": n_tokens * TOKEN_BYTES,
-            **{name: spec.n_bytes for name, spec in specs.items()},
-            "trials": n_trials * largest * 4 * 4,  # weights twice, two moments
-        },
-        harvester_bytes=parameter_count(cfg.model) * 4 + max(map(_shard_bytes, specs.values())),
-        trainer_bytes=math.ceil(
-            largest * 4 * 4 + cfg.sweep.window_chunks * cfg.harvest.chunk_mib * 2**20
-        ),
-        n_trials=n_trials,
-    )
+    return per_encoder * sum(n * 4 * _FLOAT + cfg.sweep.d_sae * 8 for n in sizes)
 
 
-def _shard_bytes(spec: StoreSpec) -> int:
-    """Memory of one shard of every array while it is being filled, in float32."""
-    return min(spec.shard_rows, spec.n_rows) * len(spec.arrays) * spec.d_model * 4
+def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dict[str, int]:
+    room = max(1, (cfg.compute.cpus or psutil.cpu_count() or 1) // cfg.compute.cpus_per_actor)
+    shards = max(specs["pilot"].n_shards + specs["validation"].n_shards, specs["train"].n_shards)
+    return {
+        "harvester": min(cfg.compute.harvesters or room, room, shards),
+        "grouper": 1,
+        "trainer": min(room, n_trials),
+        "evaluator": room,
+    }
 
 
-def refuse_what_cannot_fit(figures: Plan) -> None:
-    """Compare a plan with this machine.
+def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
+    """Compare a plan with this machine; what other machines of a cluster have is not known here.
 
     Raises:
-        UserError: If the disk has no room for the stores.
+        UserError: If the disk has no room for what is written, or memory none for the actors.
     """
     free = free_disk_bytes(figures.run_dir)
     there = _bytes_under(figures.run_dir)
-    if figures.total_disk_bytes > free + there:
-        parts = ", ".join(f"{name} {_size(n)}" for name, n in figures.disk_bytes.items())
+    if figures.local_disk_bytes > free + there:
+        parts = ", ".join(f"{name} {size(n)}" for name, n in figures.disk_bytes.items())
         bound = "" if figures.n_groups_is_known else f" at most, with {figures.n_groups} groups"
         raise UserError(
-            f"the plan needs {_size(figures.total_disk_bytes)} of disk{bound} ({parts}), and "
-            f"{figures.run_dir} has {_size(free + there)}; lower harvest.tokens, set "
+            f"the plan needs {size(figures.local_disk_bytes)} of disk{bound} ({parts}), and "
+            f"{figures.run_dir} has {size(free + there)}; lower harvest.tokens, set "
             "group.n_groups, or move run_dir to a larger disk"
         )
+    if cfg.compute.address is None:
+        _refuse_memory(figures, psutil.virtual_memory().available)
+
+
+_LOWER = {
+    "harvester": "harvest.shard_mib, harvest.batch_tokens or compute.harvesters",
+    "grouper": "harvest.chunk_mib",
+    "trainer": "sweep.window_chunks, sweep.d_sae or compute.cpus (fewer at a time)",
+    "evaluator": "harvest.batch_tokens or compute.cpus (fewer at a time)",
+}
+
+
+def _refuse_memory(figures: Plan, available: int) -> None:
+    for kind, actor in figures.actors.items():
+        n, each = figures.n_actors[kind], actor.host + IMPORTED_BYTES
+        if n * each > available:
+            raise UserError(
+                f"{n} {kind}s need {size(n * each)} of memory ({size(each)} each), and this machine "
+                f"has {size(available)} to give; lower {_LOWER[kind]}"
+            )
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -141,48 +207,16 @@ def free_disk_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def show(console: Console, figures: Plan) -> None:
-    """Print a plan."""
-    table = Table(title=f"Plan of {figures.run_dir}", title_justify="left", pad_edge=False)
-    table.add_column("store")
-    table.add_column("rows", justify="right")
-    table.add_column("on disk", justify="right")
-    rows = {
-        "tokens": "",
-        "pilot": f"{figures.rows['pilot']:,} x {figures.n_layers} layers",
-        "validation": f"{figures.rows['validation']:,} x {figures.n_layers} layers",
-        "train": f"{figures.rows['train']:,} x {figures.n_groups} groups",
-        "trials": f"{figures.n_trials} trials",
-    }
-    for name, text in rows.items():
-        table.add_row(name, text, _size(figures.disk_bytes[name]))
-    console.print(table)
-    free = free_disk_bytes(figures.run_dir)
-    memory = psutil.virtual_memory().available
-    known = (
-        ""
-        if figures.n_groups_is_known
-        else (" (the most there can be: the number of groups is known after the pilot)")
-    )
-    console.print(
-        f"disk:   {_size(figures.total_disk_bytes)} of {_size(free)} free{known}",
-        f"memory: {_size(figures.harvester_bytes)} per harvester, "
-        f"{_size(figures.trainer_bytes)} per trainer, {_size(memory)} available here",
-        sep="\n",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
 def _bytes_under(path: Path) -> int:
     """What the run has written already: it need not be written again."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _size(n_bytes: int) -> str:
-    size, unit = n_bytes * 1.0, "B"
+def size(n_bytes: float) -> str:
+    """Bytes for people: three figures, in decimal units."""
+    unit = "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
+        if n_bytes < 1000 or unit == "TB":
             break
-        size /= 1000
-    return f"{size:,.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.3g} {unit}" if n_bytes < 1000 else f"{n_bytes:,.0f} {unit}"

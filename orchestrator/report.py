@@ -34,7 +34,9 @@ def write_report(
     best = [group["best"]["trial"] for group in data["groups"]]
     page = environment.get_template("report.html.j2").render(
         data=data,
-        worst=min(v for g in data["groups"] for v in g["best"]["ce_recovered"].values()),
+        worst=min(
+            (v for g in data["groups"] for v in g["best"]["ce_recovered"].values()), default=None
+        ),
         results=sorted(results, key=lambda r: (r["group"], r["k"], r["fvu"])),
         config=config,
         images={

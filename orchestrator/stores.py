@@ -59,5 +59,6 @@ def store_spec(
         chunks_per_shard=max(1, round(cfg.harvest.shard_mib / cfg.harvest.chunk_mib)),
         seed=cfg.seed,
         dtype=cfg.harvest.dtype,
+        codec=cfg.harvest.codec,
         scales=tuple(scales[layer] for layer in layers),
     )

@@ -1,6 +1,6 @@
 """The result of a run: `summary.json`, the final table, and what MLflow keeps with the parent run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -41,7 +41,7 @@ def summarise(
 
     `groups[].best` is the winner of least FVU; `groups[].winners` are all that were evaluated, and
     `groups[].front` names the trials that no other trial of the group beats in FVU, L0 and
-    parameters at once.
+    parameters at once. `ce_recovered` is empty for an encoder.
     """
     dense = SaeConfig(
         d_model=session.shape.d_model, d_sae=session.cfg.sweep.d_sae, k=min(session.cfg.sweep.k)
@@ -51,7 +51,11 @@ def summarise(
         layers = evaluations[result["trial"]]
         return {
             **{key: result[key] for key in _BEST},
-            "ce_recovered": {str(layer): r["ce_recovered"] for layer, r in layers.items()},
+            "ce_recovered": {
+                str(layer): r["ce_recovered"]
+                for layer, r in layers.items()
+                if r["ce_recovered"] is not None
+            },
             "fvu_per_layer": {str(layer): r["fvu"] for layer, r in layers.items()},
         }
 
@@ -102,14 +106,16 @@ def front(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def track(session: Session, results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> None:
     """Tell MLflow what the run came to."""
-    worst = min(v for g in data["groups"] for w in g["winners"] for v in w["ce_recovered"].values())
+    recovered = [
+        v for g in data["groups"] for w in g["winners"] for v in w["ce_recovered"].values()
+    ]
     session.tracker.metrics(
         {
             "amad": data["amad"],
             "n_groups": len(data["groups"]),
             "n_trials": data["n_trials"],
             "mean_best_fvu": sum(g["best"]["fvu"] for g in data["groups"]) / len(data["groups"]),
-            "worst_ce_recovered": worst,
+            **({"worst_ce_recovered": min(recovered)} if recovered else {}),
         }
     )
     session.tracker.figure(fvu_against_l0(results), "fvu_against_l0.png")
@@ -125,8 +131,6 @@ def show(console: Console, data: Mapping[str, Any]) -> None:
     for group in data["groups"]:
         for winner in group["winners"]:
             is_best = winner["trial"] == group["best"]["trial"]
-            recovered = winner["ce_recovered"].values()
-            low, high = min(recovered), max(recovered)
             share = winner["n_parameters"] / data["dense_n_parameters"]
             table.add_row(
                 f"{group['id']}{'*' if is_best else ' '}",
@@ -136,7 +140,7 @@ def show(console: Console, data: Mapping[str, Any]) -> None:
                 f"{winner['fvu']:.4f}",
                 f"{winner['l0']:.1f}",
                 f"{winner['dead_fraction']:.1%}",
-                f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} .. {high:.3f}",
+                _span(winner["ce_recovered"].values()),
                 f"{winner['n_parameters']:,} ({share:.0%} of dense)",
             )
     console.print(table)
@@ -154,3 +158,11 @@ def show(console: Console, data: Mapping[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _span(values: Collection[float]) -> str:
+    """The least and the most, or `-` where there are none."""
+    if not values:
+        return "-"
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} .. {high}"

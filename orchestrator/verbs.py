@@ -21,6 +21,15 @@ def harvest(args: Namespace) -> None:
     _drive(args, "harvest")
 
 
+def verify(args: Namespace) -> None:
+    """Read all stores of a run again; refuse what is damaged."""
+    from orchestrator.run_directory import RunDirectory
+    from orchestrator.verify import verify
+
+    cfg = config_file.load(args.config, args.overrides)
+    verify(RunDirectory(cfg.run_dir), _console())
+
+
 def group(args: Namespace) -> None:
     """Everything up to the groups."""
     _drive(args, "group")
@@ -48,15 +57,17 @@ def plan(args: Namespace) -> None:
     """Print what a run would need; refuse what can't fit."""
     from actors.language_model import describe
     from orchestrator import plan as planning
+    from orchestrator import plan_page
 
     cfg = config_file.load(args.config, args.overrides)
     figures = planning.plan(cfg, describe(cfg.model))
-    planning.show(_console(), figures)
-    planning.refuse_what_cannot_fit(figures)
+    plan_page.show(_console(), figures)
+    planning.refuse_what_cannot_fit(figures, cfg)
 
 
 def report(args: Namespace) -> None:
     """Write the report of a finished run again."""
+    from orchestrator import run_lock
     from orchestrator.report import rewrite_report
     from orchestrator.run_directory import RunDirectory
 
@@ -65,6 +76,7 @@ def report(args: Namespace) -> None:
         raise UserError(
             f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"
         )
+    run_lock.hold(directory.path)
     rewrite_report(directory)
     _console().print(f"Report: {directory.report}", soft_wrap=True, highlight=False)
 

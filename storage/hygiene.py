@@ -77,11 +77,27 @@ class RowFilter:
         Raises:
             StoreError: If a row's layer has no median norm.
         """
-        limit = self._limit(layer)
-        keep = (norm <= limit) & (position >= self.hygiene.drop_first_positions)
-        if self.hygiene.drop_special_tokens:
-            keep &= ~np.isin(token_id, self._special)
-        return keep
+        special, first, massive = self.dropped(token_id, position, layer, norm).values()
+        return ~(special | first | massive)
+
+    def dropped(
+        self,
+        token_id: Integer[np.ndarray, "*rows"],
+        position: Integer[np.ndarray, "*rows"],
+        layer: Integer[np.ndarray, "*rows"],
+        norm: Shaped[np.ndarray, "*rows"],
+    ) -> dict[str, Bool[np.ndarray, "*rows"]]:
+        """Which rows are not used, by reason; a row may have several.
+
+        Raises:
+            StoreError: If a row's layer has no median norm.
+        """
+        special = np.isin(token_id, self._special) & self.hygiene.drop_special_tokens
+        return {
+            "special_tokens": special,
+            "first_positions": position < self.hygiene.drop_first_positions,
+            "massive_norms": ~(norm <= self._limit(layer)),
+        }
 
     def _limit(self, layer: Integer[np.ndarray, "*rows"]) -> Shaped[np.ndarray, "*rows"]:
         known = layer < len(self._max_norm)

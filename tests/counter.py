@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import Barrier
 
 from actors.errors import InputError
 
@@ -13,6 +14,7 @@ class Counter:
         if refuses:
             raise InputError("this counter was given nonsense; give it sense")
         self._folder = folder
+        self._meeting = Barrier(2)
 
     def square(self, number: int) -> int:
         return number * number
@@ -26,3 +28,8 @@ class Counter:
 
     def complain(self) -> None:
         raise InputError("this job makes no sense; give another")
+
+    def meet(self, _number: int) -> int:
+        """Wait until a second job is here at the same time; which instance this is."""
+        self._meeting.wait(timeout=60)
+        return id(self)

@@ -187,7 +187,7 @@ def test_a_report_equals_a_splice_made_by_hand(model, run, row_filter, tmp_path,
     ids = torch.from_numpy(
         TokenStore.open(run / "tokens.zarr").ids("validation", np.arange(N_SEQUENCES))
     )
-    residual = LanguageModel(model).residuals(ids, [layer])[layer].clone()
+    residual = LanguageModel(model).activations(ids, [layer])[layer].clone()
     keep = kept(row_filter, ids, residual, layer)
     assert 0 < keep.sum() < (ids != BOS).sum() - (ids == SEPARATOR).sum(), "some are massive"
     x = residual[keep]

@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from actors.errors import InputError
-from actors.harvester import Harvester
+from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.model_source import ModelSource
+from actors.shard_rows import ShardRows
 from storage.activations import ActivationStore
+from storage.draw import layer_draw
 from storage.dtypes import power_of_two_scale
 from storage.errors import StoreError
 from storage.layout import StoreSpec
@@ -124,17 +128,93 @@ def test_a_harvest_is_the_same_bytes_again_and_in_another_order(tmp_path, model,
     assert files_of(one.path) == files_of(other.path)
 
 
+@pytest.mark.parametrize("n_harvesters", [1, 3])
+def test_layers_are_drawn_uniformly_and_alike_by_any_number_of_harvesters(
+    tmp_path, model, tokens, n_harvesters
+):
+    spec = spec_of(groups=((0, 1, 2),), n_sequences=N_SEQUENCES)
+    store = ActivationStore.create(tmp_path / "s", spec)
+    harvesters = [Harvester(model, tokens, 100) for _ in range(n_harvesters)]
+    for shard in range(spec.n_shards):
+        harvesters[shard % n_harvesters].harvest(store.path, shard)
+    sequence, position, _ = columns_of(store)
+    drawn = store.row_layers("groups/0", 0, spec.n_rows)
+    np.testing.assert_array_equal(drawn, layer_draw(spec.seed, sequence, position, 0, LAYERS))
+    counts = np.bincount(drawn, minlength=N_LAYERS)
+    n = len(drawn)
+    assert np.abs(counts - n / 3).max() < 4 * np.sqrt(n * (1 / 3) * (2 / 3))
+    # So many of each, on this and every other machine.
+    assert counts.tolist() == [375, 377, 398]
+
+
+def test_shards_harvested_at_once_are_the_same_bytes(tmp_path, model, tokens):
+    spec = spec_of(**GROUPED)
+    one = harvested(tmp_path / "1", Harvester(model, tokens, 100), spec)
+    other = ActivationStore.create(tmp_path / "2", spec)
+    harvester = Harvester(model, tokens, 100)
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        list(pool.map(lambda shard: harvester.harvest(other.path, shard), range(spec.n_shards)))
+    assert files_of(one.path) == files_of(other.path)
+
+
+def test_the_model_computes_a_shard_while_the_one_before_is_written(
+    tmp_path, model, tokens, monkeypatch: pytest.MonkeyPatch
+):
+    store = ActivationStore.create(tmp_path / "s", spec_of())
+    harvester = Harvester(model, tokens, 100)
+    begun = [Event() for _ in range(store.spec.n_shards)]
+    write, compute = ActivationStore.write_shard, ShardRows.__init__
+
+    def compute_and_tell(self, spec, shard):
+        begun[shard].set()
+        compute(self, spec, shard)
+
+    def write_when_the_next_is_begun(self, index, *content):
+        if index == 0:
+            assert begun[1].wait(60), "shard 1 waits until shard 0 is written"
+        return write(self, index, *content)
+
+    monkeypatch.setattr(ShardRows, "__init__", compute_and_tell)
+    monkeypatch.setattr(ActivationStore, "write_shard", write_when_the_next_is_begun)
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        list(pool.map(lambda shard: harvester.harvest(store.path, shard), range(2)))
+    assert list(ActivationStore.open(store.path).committed()) == [0, 1]
+
+
+def test_an_error_in_writing_is_itself_and_leaves_the_other_shards_whole(tmp_path, model, tokens):
+    spec = spec_of()
+    one = harvested(tmp_path / "1", Harvester(model, tokens, 100), spec)
+    store = ActivationStore.create(tmp_path / "2", spec)
+    blocked = store.path / "layers/2/x/c/1/0/in the way"
+    blocked.mkdir(parents=True)
+    harvester = Harvester(model, tokens, 100)
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        calls = [pool.submit(harvester.harvest, store.path, shard) for shard in range(4)]
+        with pytest.raises(IsADirectoryError):
+            calls[1].result()
+        for shard in (0, 2, 3):
+            calls[shard].result()
+    assert list(ActivationStore.open(store.path).committed()) == [0, 2, 3]
+    blocked.rmdir()
+    blocked.parent.rmdir()
+    for shard in range(spec.n_shards):
+        harvester.harvest(store.path, shard)
+    assert files_of(store.path) == files_of(one.path)
+
+
 CHILD = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from actors.harvester import Harvester
+from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.model_source import ModelSource
 from storage.activations import ActivationStore
 
 model, tokens, store = sys.argv[1:]
 harvester = Harvester(ModelSource(name=model), Path(tokens), 100)
-for shard in ActivationStore.open(Path(store)).missing():
-    harvester.harvest(Path(store), shard)
+missing = ActivationStore.open(Path(store)).missing()
+with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+    list(pool.map(lambda shard: harvester.harvest(Path(store), shard), missing))
 """
 
 

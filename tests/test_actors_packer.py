@@ -1,9 +1,6 @@
 """Packing: full contexts, no token of a document lost, splits that share no document."""
 
-import json
 import zlib
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,95 +8,64 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoXConfig, LlamaConfig
 
 from actors.corpus import FilesCorpus
 from actors.errors import InputError
 from actors.model_source import ModelSource
-from actors.packer import Packer, adds_bos, load_tokenizer, split_of, split_shares
+from actors.packer import Packer, document_edges, load_tokenizer, split_of, split_shares
 from storage.errors import StoreError
 from storage.tokens import TokenStore
-
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "and",
-    "then",
-    "it",
-    "does",
-    "so",
-    "again",
-]
-BOS, EOS = 0, 1
+from tests.tokenizers_of_words import (
+    BOS,
+    EOS,
+    WORDS,
+    byte_pairs,
+    corpus_of,
+    random_texts,
+    saved,
+    token_ids,
+)
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     """A byte-level BPE without BOS, as Pythia's."""
-    return _saved(_bpe(), tmp_path_factory.mktemp("plain"))
+    return saved(byte_pairs(), tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="session")
 def with_bos(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     """The same with a template that opens every text with BOS, as Llama's."""
-    tokenizer = _bpe()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", BOS)]
-    )
-    return _saved(tokenizer, tmp_path_factory.mktemp("with_bos"))
+    return saved(byte_pairs("<bos> $A"), tmp_path_factory.mktemp("with_bos"))
 
 
-def _bpe() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 5, trainer)
-    return tokenizer
+@pytest.fixture(scope="session")
+def with_cls(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """One that puts a text between CLS and SEP, as BERT's."""
+    return saved(byte_pairs("<bos> $A <eos>"), tmp_path_factory.mktemp("with_cls"), cls=True)
 
 
-def _saved(tokenizer: Tokenizer, folder: Path) -> ModelSource:
-    tokenizer.enable_truncation(4)  # what a tokenizer.json may well say, and must not be obeyed
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>"
-    ).save_pretrained(folder)
-    GPTNeoXConfig().save_pretrained(folder)  # without one it is no model's folder
-    return ModelSource(name=str(folder))
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """One that knows no special token."""
+    return saved(byte_pairs(), tmp_path_factory.mktemp("bare"), special=False)
 
 
-def corpus_of(texts: Sequence[str], folder: Path) -> FilesCorpus:
-    path = folder / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return FilesCorpus(paths=(str(path),))
-
-
-@cache
-def token_ids(model: ModelSource, text: str) -> list[int]:
-    backend = load_tokenizer(model).backend_tokenizer
-    backend.no_truncation()
-    return backend.encode(text, add_special_tokens=False).ids
-
-
-def random_texts(n: int, seed: int = 0) -> list[str]:
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(0, 60))) for _ in range(n)]
-
-
-def test_whether_a_tokenizer_adds_bos_is_asked_of_itself(plain: ModelSource, with_bos: ModelSource):
-    assert not adds_bos(load_tokenizer(plain))
-    assert adds_bos(load_tokenizer(with_bos))
+@pytest.mark.parametrize(
+    ("kind", "edges"),
+    [
+        ("plain", (None, EOS)),
+        ("with_bos", (BOS, None)),
+        ("with_cls", (BOS, EOS)),
+        ("bare", (None, None)),
+    ],
+)
+def test_what_stands_around_a_document_is_asked_of_the_tokenizer_itself(
+    request: pytest.FixtureRequest, kind: str, edges: tuple[int | None, int | None]
+):
+    assert document_edges(load_tokenizer(request.getfixturevalue(kind))) == edges
 
 
 def test_documents_without_bos_are_closed_by_eos(plain: ModelSource, tmp_path: Path):
@@ -125,7 +91,41 @@ def test_with_bos_it_opens_every_context_and_every_document(with_bos: ModelSourc
     assert (store.first_position, store.spec.separator_id) == (1, BOS)
 
 
-@pytest.mark.parametrize("kind", ["plain", "with_bos"])
+def test_between_cls_and_sep_documents_stay_between_them(with_cls: ModelSource, tmp_path: Path):
+    a, b = ([BOS, *token_ids(with_cls, text), EOS] for text in ("the quick fox", "a lazy dog"))
+    corpus = corpus_of(["the quick fox", "a lazy dog"], tmp_path)
+    Packer(with_cls, corpus, len(a)).pack(tmp_path / "t", {"train": 2}, seed=0)
+    store = TokenStore.open(tmp_path / "t")
+    np.testing.assert_array_equal(store.ids("train", np.arange(2)), [a, b])
+    assert (store.first_position, store.special_ids) == (1, (BOS, EOS))
+
+
+def test_without_special_tokens_documents_follow_one_another(bare: ModelSource, tmp_path: Path):
+    texts = ["the quick brown fox", "jumps over"]
+    stream = [i for text in texts for i in token_ids(bare, text)]
+    Packer(bare, corpus_of(texts, tmp_path), 3).pack(tmp_path / "t", {"train": 2}, seed=0)
+    store = TokenStore.open(tmp_path / "t")
+    np.testing.assert_array_equal(store.ids("train", np.arange(2)).ravel(), stream[:6])
+    assert (store.spec.separator_id, store.first_position, store.special_ids) == (None, 0, ())
+
+
+@pytest.mark.parametrize("template", ["", "<bos> $A", "<bos> $A <eos>"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizer_that_pads_gives_the_same_contexts(side: str, template: str, tmp_path: Path):
+    packed = []
+    for pads in (False, True):
+        tokenizer = byte_pairs(template)
+        if pads:
+            tokenizer.enable_padding(direction=side, pad_id=EOS, pad_token="<eos>", length=64)
+        model = saved(tokenizer, tmp_path / f"model {pads}")
+        corpus = corpus_of(random_texts(40), tmp_path)
+        Packer(model, corpus, 16).pack(tmp_path / f"t {pads}", {"train": 10}, 0)
+        store = TokenStore.open(tmp_path / f"t {pads}")
+        packed.append((store.ids("train", np.arange(10)).tolist(), store.spec))
+    assert packed[0] == packed[1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "with_bos", "with_cls", "bare"])
 @settings(
     deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -227,7 +227,7 @@ def test_ids_above_65535_are_kept(tmp_path: Path):
     vocabulary = {"<bos>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, 70_000)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    model = _saved(tokenizer, tmp_path / "model")
+    model = saved(tokenizer, tmp_path / "model")
     corpus = corpus_of(["w69999 w65536 w2"], tmp_path)
     Packer(model, corpus, 4).pack(tmp_path / "t", {"train": 1}, 0)
     ids = TokenStore.open(tmp_path / "t").ids("train", np.array([0]))
@@ -281,13 +281,6 @@ def test_a_folder_without_a_tokenizer_is_named(
 def test_a_hub_that_cannot_be_reached_says_how_to_use_a_local_folder():
     with pytest.raises(InputError, match=r"Hub can't be reached .*hf download .*--local-dir"):
         load_tokenizer(ModelSource(name="EleutherAI/pythia-160m"))
-
-
-def test_a_tokenizer_without_separator_is_refused(tmp_path: Path):
-    PreTrainedTokenizerFast(tokenizer_object=_bpe()).save_pretrained(tmp_path)
-    GPTNeoXConfig().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="adds no BOS and has no EOS"):
-        Packer(ModelSource(name=str(tmp_path)), corpus_of(["x"], tmp_path), 8)
 
 
 def test_the_third_party_model_opens_contexts_with_bos(shared: Path, tmp_path: Path):

@@ -27,6 +27,12 @@ def test_every_job_is_done_once(placement: Placement, tmp_path: Path):
     assert done == [i * i for i in range(20)]
 
 
+def test_one_actor_does_two_jobs_at_once_if_it_may(placement: Placement, tmp_path: Path):
+    jobs = [(i,) for i in range(4)]
+    work = cluster.work(placement, Counter, (tmp_path,), "meet", jobs, n_actors=1, at_once=2)
+    assert len(set(work)) == 1
+
+
 def test_no_jobs_start_no_actor(placement: Placement):
     assert list(cluster.work(placement, Counter, ("never used",), "square", [])) == []
 

@@ -102,6 +102,13 @@ def test_a_fault_does_not_cause_others_that_only_follow_from_it(tmp_path: Path):
             "corpus.paths: does not go with this `source`",
             1,
         ),
+        (
+            {"model": {"name": "a/b", "hook_points": "layers.0"}},
+            "model.hook_points: 'layers.0' names no module for each layer",
+            1,
+        ),
+        ({"model": {"name": "a/b", "site": "mlps"}}, "model.site: 'mlps' should be", 1),
+        ({"model": {"name": "a/b", "device_map": {"": 0}}}, "model.device_map: {'': 0}", 1),
         ({"train": {"batch_tokens": 0, "lr": -1, "betas": [1.5, 0]}}, "train.betas: (1.5, 0.0)", 3),
     ],
 )

@@ -44,6 +44,22 @@ def test_the_summary_has_every_field_and_sound_figures(summary: dict[str, Any]):
         assert best["trial"] in group["front"]
 
 
+def test_what_was_dropped_is_counted_told_and_in_mlflow(
+    finished: tuple[Path, str], run_dir: Path, summary: dict[str, Any]
+):
+    counts = json.loads((run_dir / "rows.json").read_text())
+    assert list(counts) == ["groups/0", "groups/1"]
+    for count in counts.values():
+        reasons = ("special_tokens", "first_positions", "massive_norms")
+        assert count["stored"] == count["used"] + sum(count[reason] for reason in reasons)
+        assert count["special_tokens"] > 0
+    used, stored = (sum(c[key] for c in counts.values()) for key in ("used", "stored"))
+    assert f"hygiene   {used:,} of {stored:,} rows are used" in finished[1]
+    client = MlflowClient(summary["mlflow"]["tracking_uri"])
+    metrics = client.get_run(summary["mlflow"]["parent_run_id"]).data.metrics
+    assert (metrics["rows_used"], metrics["rows_stored"]) == (used, stored)
+
+
 def test_a_person_sees_the_stages_the_table_and_where_to_look(
     finished: tuple[Path, str], run_dir: Path
 ):

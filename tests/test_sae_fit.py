@@ -257,6 +257,7 @@ def test_zero_rows_and_constant_batches_never_give_nan(name):
     "wrong",
     [
         {"warmup_fraction": 0.9, "decay_fraction": 0.2},
+        {"sparsity_coefficient": -1.0},
         {"lr": 0.0},
         {"dead_after_tokens": 0},
         {"threshold_momentum": 1.0},

@@ -1,0 +1,43 @@
+"""The activation store and the harvest, measured: `make bench-store`.
+
+`ratio` is how many times faster ours is, above 1 better for ours.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import harvest, writing
+from benchmarks.rows import Row, show, write
+from benchmarks.worker import ROOT
+
+
+def main() -> int:
+    """Measure, print, write; 1 if a row is below what is demanded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=5, help="timed turns of each contender")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of the model in the harvest's rows")
+    parser.add_argument("--only", nargs="+", choices=["harvest", "writing"], help="by default all")
+    parser.add_argument("--shards", type=int, default=4, help="of one harvest, of 16 sequences")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/store.json")
+    options = parser.parse_args()
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "harvest": lambda: harvest.measure(
+            harvest.Size(n_shards=options.shards), options.pairs, options.threads, options.device
+        ),
+        "writing": lambda: writing.measure(writing.Size(), options.pairs),
+    }
+    rows: list[Row] = []
+    for name in options.only or parts:
+        print(name, flush=True)
+        rows += parts[name]()
+    show(rows)
+    about = {"threads": options.threads, "pairs": options.pairs, "device": options.device}
+    write(options.out, rows, **about)
+    return 0 if all(row.passes for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

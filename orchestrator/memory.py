@@ -1,0 +1,132 @@
+"""Peak memory of the actors of a run, from its configuration alone.
+
+Counted are the large blocks: weights, what a batch leaves behind, the rows under way. What a process
+needs before it has any of them is IMPORTED_BYTES. tests/test_orchestrator_memory.py compares the
+figures with real actors in processes of their own.
+"""
+
+from dataclasses import dataclass
+
+from actors.harvester import SHARDS_AT_ONCE
+from actors.language_model import ModelShape
+from orchestrator.config import RunConfig
+from sae.config import SaeConfig
+from sae.losses import auxk_size
+from storage.dtypes import stored_dtype
+from storage.layout import StoreSpec
+
+IMPORTED_BYTES = 520_000_000
+"""Of a process that has imported torch and transformers and loaded nothing."""
+
+_FLOAT = 4
+_INDEX = 8
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+
+_BLOCK_WIDTHS = 12
+"""Widths of d_model that a transformer block holds at once per token: an MLP of 4, twice, and 4."""
+
+_STEP_WIDTHS = 10
+"""The same of a training step: the batch, its scaled form, reconstruction, residual, gradients."""
+
+_ENTRY_BYTES = 80
+"""Of a latent in use: value, place, two sorted orders, gradients, and what sorting needs."""
+
+_SCORE_BYTES = 32 * 2**20
+"""Blocks of scores that are searched for the largest (`sae.encoders`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorMemory:
+    """Peak bytes beyond IMPORTED_BYTES of one actor."""
+
+    host: int
+    """In main memory, without pages of files that the system takes back."""
+
+    device: int
+    """On its GPU; 0 where it computes on the CPU."""
+
+
+def harvester(
+    cfg: RunConfig, shape: ModelShape, n_parameters: int, specs: dict[str, StoreSpec]
+) -> ActorMemory:
+    """A harvester: the model, a batch in every layer, and the largest shards that meet."""
+    weights = n_parameters * _WEIGHT_BYTES[cfg.model.dtype]
+    batch = _batch_bytes(cfg, shape) * SHARDS_AT_ONCE  # each thread has a heap, which keeps it
+    stages = ((specs["pilot"], specs["validation"]), (specs["train"],))
+    shards = max(map(_shards_under_way, stages))
+    if cfg.compute.gpus_per_actor:
+        copies = _batch_tokens(cfg, shape) * shape.d_model * _FLOAT * shape.n_layers
+        return ActorMemory(host=shards + copies, device=weights + batch)
+    return ActorMemory(host=shards + weights + batch, device=0)
+
+
+def _batch_tokens(cfg: RunConfig, shape: ModelShape) -> int:
+    return max(cfg.harvest.batch_tokens, cfg.harvest.context or shape.context)
+
+
+def _batch_bytes(cfg: RunConfig, shape: ModelShape) -> int:
+    """Of one forward pass: every layer's output, kept while the next batch is computed."""
+    width = shape.d_model * _WEIGHT_BYTES[cfg.model.dtype]
+    return _batch_tokens(cfg, shape) * width * (2 * shape.n_layers + _BLOCK_WIDTHS)
+
+
+def _shards_under_way(specs: tuple[StoreSpec, ...]) -> int:
+    """The largest `SHARDS_AT_ONCE` shards of a stage, in float32, with the places of their rows."""
+    sizes: list[int] = []
+    for spec in specs:
+        row = len(spec.arrays) * (spec.d_model * _FLOAT + 2 * _INDEX)
+        left = spec.n_rows
+        for _ in range(min(SHARDS_AT_ONCE, spec.n_shards)):
+            sizes.append(min(spec.shard_rows, left) * row)
+            left -= spec.shard_rows
+    return sum(sorted(sizes)[-SHARDS_AT_ONCE:])
+
+
+def trainer(cfg: RunConfig, shape: ModelShape, train: StoreSpec) -> ActorMemory:
+    """A trainer of the largest autoencoder: its state, a step, and a window of chunks."""
+    largest = max(
+        (
+            SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=k, encoder=encoder)
+            for encoder in cfg.sweep.encoders
+            for k in cfg.sweep.k
+        ),
+        key=lambda sae: (sae.n_parameters, sae.k),
+    )
+    weights = largest.n_parameters * _FLOAT
+    # Weights, gradients and two moments; a checkpoint copies all but the gradients.
+    state = 4 * weights
+    copy = 3 * weights
+    tokens = cfg.train.batch_tokens
+    entries = tokens * (
+        largest.k + auxk_size(shape.d_model) * bool(cfg.train.auxk_coefficient) // 4
+    )
+    step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES + _SCORE_BYTES
+    chunk_rows = min(cfg.sweep.window_chunks * train.chunk_rows, train.n_rows)
+    row = shape.d_model * stored_dtype(train.dtype).itemsize + 2 * _INDEX
+    window = chunk_rows * row + 2 * tokens * shape.d_model * _FLOAT
+    if cfg.compute.gpus_per_actor:
+        return ActorMemory(host=window + copy, device=state + copy + step)
+    return ActorMemory(host=window + state + max(copy, step), device=0)
+
+
+def grouper(pilot: StoreSpec) -> ActorMemory:
+    """The grouper: a chunk of every layer and the columns of the whole pilot."""
+    chunk = min(pilot.chunk_rows, pilot.n_rows) * pilot.d_model * _FLOAT
+    columns = pilot.n_rows * 4 * _INDEX
+    return ActorMemory(host=chunk * (len(pilot.layers) + 2) + columns, device=0)
+
+
+def evaluator(
+    cfg: RunConfig, shape: ModelShape, n_parameters: int, validation: StoreSpec
+) -> ActorMemory:
+    """An evaluator: the model with its head, the logits of a batch, and an autoencoder."""
+    head = shape.vocabulary * shape.d_model
+    weights = (n_parameters + head) * _WEIGHT_BYTES[cfg.model.dtype]
+    tokens = _batch_tokens(cfg, shape)
+    logits = 3 * tokens * shape.vocabulary * _FLOAT if shape.is_causal else 0
+    block = tokens * shape.d_model * _FLOAT * _BLOCK_WIDTHS
+    sae = 2 * cfg.sweep.d_sae * shape.d_model * _FLOAT + _SCORE_BYTES
+    chunk = 3 * min(validation.chunk_rows, validation.n_rows) * shape.d_model * _FLOAT
+    if cfg.compute.gpus_per_actor:
+        return ActorMemory(host=chunk, device=weights + max(logits, block) + sae)
+    return ActorMemory(host=weights + max(logits, block) + sae + chunk, device=0)

@@ -1,0 +1,60 @@
+"""A plan as a person reads it."""
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.memory import IMPORTED_BYTES
+from orchestrator.plan import Plan, free_disk_bytes, size
+
+
+def show(console: Console, figures: Plan) -> None:
+    """Print a plan: stores with their arrays, disk, and memory per actor."""
+    table = Table(title=f"Plan of {figures.run_dir}", title_justify="left", pad_edge=False)
+    table.add_column("store")
+    table.add_column("rows", justify="right")
+    table.add_column("on disk", justify="right")
+    table.add_row("tokens", f"{figures.harvest_tokens:,} through the model", _of(figures, "tokens"))
+    for name, unit, n in (
+        ("pilot", "layers", figures.n_layers),
+        ("validation", "layers", figures.n_layers),
+        ("train", "groups", figures.n_groups),
+    ):
+        table.add_row(name, f"{figures.rows[name]:,} x {n} {unit}", _of(figures, name))
+        for part, n_bytes in _parts(figures.arrays[name]).items():
+            table.add_row(f"  {part}", "", size(n_bytes))
+    table.add_row("trials", f"{figures.n_trials} trials", _of(figures, "trials"))
+    console.print(table)
+    free = free_disk_bytes(figures.run_dir)
+    known = (
+        ""
+        if figures.n_groups_is_known
+        else " (the most there can be: the number of groups is known after the pilot)"
+    )
+    lines = [f"disk:   {size(figures.local_disk_bytes)} of {size(free)} free{known}"]
+    if figures.local_disk_bytes < figures.total_disk_bytes:
+        elsewhere = figures.total_disk_bytes - figures.local_disk_bytes
+        lines.append(f"store:  {size(elsewhere)} in {figures.store}{known}")
+    available = psutil.virtual_memory().available
+    for kind, actor in figures.actors.items():
+        gpu = f", {size(actor.device)} of its GPU" if actor.device else ""
+        lines.append(
+            f"memory: {size(actor.host + IMPORTED_BYTES)} per {kind}{gpu}, "
+            f"{figures.n_actors[kind]} at a time"
+        )
+    lines.append(f"        {size(available)} available here")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _of(figures: Plan, name: str) -> str:
+    return size(figures.disk_bytes[name])
+
+
+def _parts(arrays: dict[str, int]) -> dict[str, int]:
+    """Bytes by kind of array: `layers/*/x` stands for one of each layer."""
+    parts: dict[str, int] = {}
+    for name, n_bytes in arrays.items():
+        split = name.split("/")
+        kind = f"{split[0]}/*/{split[2]}" if len(split) == 3 else name
+        parts[kind] = parts.get(kind, 0) + n_bytes
+    return parts

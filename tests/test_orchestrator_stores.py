@@ -1,0 +1,97 @@
+"""The two phases of a harvest: what their stores hold of which documents, and what they cost."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.language_model import ModelShape
+from actors.packer import Packer
+from orchestrator import config_file
+from orchestrator.config import RunConfig
+from orchestrator.stores import n_sequences, store_spec
+from storage.activations import ActivationStore
+from storage.layout import StoreSpec
+from storage.tokens import TokenStore
+from tests.tokenizers_of_words import byte_pairs, corpus_of, random_texts, saved
+
+CONTEXT = 16
+
+
+def config(folder: Path, **harvest: object) -> RunConfig:
+    return config_file.parse(
+        {
+            "run_dir": str(folder / "run"),
+            "model": {"name": "a/b"},
+            "corpus": {"source": "stdlib"},
+            "harvest": harvest,
+            "sweep": {"d_sae": 64, "k": [4]},
+        },
+        "test",
+    )
+
+
+def spec(cfg: RunConfig, name: str, d_model: int, groups: int = 0, **changes: int) -> StoreSpec:
+    n_layers = max(4, groups)
+    shape = ModelShape(n_layers=n_layers, d_model=d_model, context=2048, vocabulary=300)
+    layers = np.array_split(range(n_layers), groups) if groups else []
+    return store_spec(
+        *(cfg, shape, name),
+        **{"context": CONTEXT, "first_position": 1, **changes},
+        scales=dict.fromkeys(range(n_layers), 1.0),
+        groups=tuple(tuple(group.tolist()) for group in layers),
+    )
+
+
+def documents_of(tokens: TokenStore, store: StoreSpec) -> set[int]:
+    """Every document that a row of the store is from."""
+    found: set[int] = set()
+    for shard in range(store.n_shards):
+        sequence, position = store.rows_of(shard)
+        documents = tokens.documents(store.split, np.arange(tokens.n_sequences(store.split)))
+        found |= set(documents[sequence, position].tolist())
+    return found
+
+
+def test_no_document_of_the_validation_slab_is_in_the_pilot_or_trained_on(tmp_path: Path):
+    cfg = config(tmp_path, tokens=6000, pilot_tokens=2000, validation_tokens=1500, chunk_mib=0.01)
+    counts = n_sequences(cfg, CONTEXT - 1)
+    model = saved(byte_pairs("<bos> $A"), tmp_path / "model")
+    packer = Packer(model, corpus_of(random_texts(2000), tmp_path), CONTEXT)
+    asked = {split: counts[split] for split in ("train", "validation")}
+    packer.pack(tmp_path / "tokens.zarr", asked, cfg.seed)
+    tokens = TokenStore.open(tmp_path / "tokens.zarr")
+    pilot, validation, train = (
+        documents_of(tokens, spec(cfg, name, 16, groups))
+        for name, groups in (("pilot", 0), ("validation", 0), ("train", 2))
+    )
+    assert min(map(len, (pilot, validation, train))) > 10
+    assert not validation & pilot
+    assert not validation & train
+    assert pilot < train
+
+
+@pytest.mark.parametrize("groups", [1, 3, 7])
+def test_the_training_store_costs_one_row_per_token_and_group(tmp_path: Path, groups: int):
+    """Columns and metadata included; at the default sizes and at small ones that are written."""
+    large = spec(
+        config(tmp_path, tokens=10_000_000), "train", 768, groups, context=1024, first_position=1
+    )
+    rows = large.n_rows * groups * 768 * 2
+    assert rows < large.n_bytes < 1.02 * rows
+
+    cfg = config(tmp_path, tokens=5000, chunk_mib=0.25, shard_mib=2)
+    small = spec(cfg, "train", 768, groups)
+    store = ActivationStore.create(tmp_path / "train.zarr", small)
+    for shard in range(small.n_shards):
+        sequence, position = small.rows_of(shard)
+        columns = {
+            "sequence": sequence,
+            "position": position,
+            "token_id": np.zeros(len(sequence), np.uint32),
+        }
+        x = np.ones((len(sequence), 768), np.float32)
+        store.write_shard(shard, dict.fromkeys(small.arrays, x), columns)
+    on_disk = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    whole_chunks = small.n_chunks * small.chunk_rows * groups * 768 * 2
+    assert whole_chunks < on_disk < 1.02 * whole_chunks

@@ -1,0 +1,173 @@
+import pickle
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from object_server import (
+    BUCKET,
+    ENVIRONMENT,
+    FAULTS,
+    SECRET,
+    disturbed,
+    object_server,
+    refusing_server,
+    use,
+)
+
+from storage.errors import StoreError
+from storage.object_store import PART_BYTES, ObjectPlace
+from storage.places import LocalPlace, Place, place
+
+HASTE = {"request_seconds": 1.0, "patience_seconds": 1.0}
+BIG = np.random.default_rng(0).bytes(PART_BYTES * 2 + 12345)
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    with object_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def in_bucket(endpoint, monkeypatch, request) -> Place:
+    use(monkeypatch, endpoint)
+    return place(f"s3://{BUCKET}/{request.node.name}")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def somewhere(request, tmp_path) -> Place:
+    return place(tmp_path) if request.param == "disk" else request.getfixturevalue("in_bucket")
+
+
+def test_what_is_written_is_read_back_listed_and_deleted(somewhere):
+    content = {"a/b/one": b"1", "a/two": b"", "three.json": b"xyz" * 1000}
+    for name, data in content.items():
+        record = somewhere.write(name, [data[:1], data[1:]])
+        assert record.n_bytes == len(data) == somewhere.size(name)
+    assert somewhere.names() == sorted(content)
+    assert somewhere.names("a") == ["a/b/one", "a/two"]
+    assert {name: somewhere.read(name) for name in content} == content
+    assert (somewhere / "a").read("two") == b""
+    assert (somewhere / "a").names("b") == ["b/one"]
+    somewhere.delete("a/two")
+    somewhere.delete("a/two")
+    assert somewhere.names("a") == ["a/b/one"]
+
+
+def test_what_is_not_there_is_said_so(somewhere):
+    assert somewhere.size("none") is None
+    assert somewhere.names("none") == []
+    with pytest.raises(FileNotFoundError):
+        somewhere.read("none")
+
+
+def test_both_kinds_record_the_same_of_the_same_bytes(tmp_path, in_bucket):
+    parts = [BIG[:1000], BIG[1000:]]
+    assert in_bucket.write("big", parts) == place(tmp_path).write("big", parts)
+    assert in_bucket.read("big") == BIG
+    in_bucket.write("big", [b"less"])
+    assert in_bucket.read("big") == b"less"
+
+
+def test_zarr_reads_through_a_place(tmp_path, somewhere):
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    zarr.create_array(tmp_path / "elsewhere", name="x", data=values)
+    written = place(tmp_path / "elsewhere")
+    for name in written.names():
+        somewhere.write(name, [written.read(name)])
+    np.testing.assert_array_equal(
+        zarr.open_array(somewhere.zarr_store(), path="x", mode="r")[:], values
+    )
+
+
+def test_a_place_is_its_location(somewhere):
+    copy = pickle.loads(pickle.dumps(somewhere / "x"))
+    assert copy == somewhere / "x" == place(str(somewhere / "x"))
+    assert SECRET.encode() not in pickle.dumps(somewhere)
+    assert (copy.folder is None) == isinstance(somewhere, ObjectPlace)
+
+
+def test_paths_stay_paths():
+    assert place("runs/one") == LocalPlace(Path("runs/one")) == place(Path("runs/one"))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_lost_refused_and_slow_requests_change_nothing(endpoint, monkeypatch, seed):
+    small = [np.random.default_rng(i).bytes(1000 + i) for i in range(20)]
+    with disturbed(endpoint, seed) as (way, done):
+        use(monkeypatch, way)
+        disturbed_place = place(f"s3://{BUCKET}/seed{seed}")
+        for i, data in enumerate(small):
+            disturbed_place.write(f"small/{i}", [data])
+        disturbed_place.write("big", [BIG])
+        assert [disturbed_place.read(f"small/{i}") for i in range(20)] == small
+        assert disturbed_place.read("big") == BIG
+        names = disturbed_place.names()
+    assert set(done) == set(FAULTS)
+    use(monkeypatch, endpoint)
+    undisturbed = place(f"s3://{BUCKET}/seed{seed}")
+    assert undisturbed.names() == names == sorted(["big", *(f"small/{i}" for i in range(20))])
+    assert [undisturbed.read(f"small/{i}") for i in range(20)] == small
+    assert undisturbed.read("big") == BIG
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        (
+            "ftp://bucket/x",
+            "ftp:// is of no known kind; give a path, or a URL that begins with s3://",
+        ),
+        ("s3://", "names no bucket; give s3://BUCKET"),
+        (f"s3://key:{SECRET}@bucket/x", "leave out everything else: credentials come from the env"),
+        (
+            f"az://container/x?sig={SECRET}",
+            "leave out everything else: credentials come from the env",
+        ),
+    ],
+)
+def test_a_url_that_is_none_is_refused(location, told):
+    with pytest.raises(StoreError, match=told) as error:
+        place(location)
+    assert SECRET not in str(error.value)
+
+
+def test_a_missing_bucket_is_named(endpoint, monkeypatch):
+    use(monkeypatch, endpoint)
+    for request in (lambda p: p.write("x", [b"1"]), lambda p: p.read("x"), lambda p: p.names()):
+        with pytest.raises((StoreError, FileNotFoundError)) as error:
+            request(place("s3://no-such-bucket/x"))
+    with pytest.raises(
+        StoreError,
+        match=r"can't write s3://no-such-bucket/x/y: there is no such bucket .*; create it",
+    ) as error:
+        place("s3://no-such-bucket/x").write("y", [b"1"])
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize("server", ["absent", "silent"])
+def test_a_server_that_does_not_answer_is_given_up_in_the_stated_time(monkeypatch, server):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if server == "silent":
+            listener.listen(16)
+        use(monkeypatch, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(
+            StoreError, match=r"did not answer within 1 s of trying, 1 s a request; "
+        ):
+            ObjectPlace(f"s3://{BUCKET}/x", **HASTE).write("y", [b"1"])
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_credentials_are_said_so_and_not_repeated(monkeypatch, status):
+    with refusing_server(status) as endpoint:
+        use(monkeypatch, endpoint)
+        with pytest.raises(StoreError) as error:
+            place(f"s3://{BUCKET}/x").write("y", [b"1"])
+    text = str(error.value)
+    assert f"the server refuses these credentials ({status}" in text
+    assert "allow them to list, read, write and delete there" in text
+    assert not any(value in text for value in ENVIRONMENT.values())
+    assert error.value.__suppress_context__
