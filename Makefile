@@ -12,7 +12,11 @@ demo: $(READY)  ## The main job on the embedded model and corpus, start to finis
 	$(BIN)/strata demo
 
 test: $(READY)  ## All tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not crash"
+
+.PHONY: test-crash
+test-crash: $(READY)  ## Destruction tests, longer than those in `make test`
+	$(BIN)/python -m pytest -m crash
 
 lint: $(READY)  ## Style, types and the layering of the folders
 	$(BIN)/ruff check .
@@ -36,9 +40,12 @@ clean:
 	rm -rf .venv runs
 
 # Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
-.PHONY: bench-training bench-quality
+.PHONY: bench-training bench-quality bench-store
 bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-quality: $(READY)  ## Dictionaries recovered, and the papers' claims on small language models
 	$(BIN)/python -m benchmarks.quality $(ARGS)
+
+bench-store: $(READY)  ## Harvest against the bare forward pass, the store against the peers'
+	$(BIN)/python -m benchmarks.store $(ARGS)

@@ -83,6 +83,8 @@ class FitConfig:
             "grad_clip": (self.grad_clip > 0, "it is positive; infinity turns clipping off"),
             "threshold_momentum": (0 <= self.threshold_momentum < 1, "it lies in [0, 1)"),
             "prefix_weights": (self.prefix_weights in ("equal", "size"), "it is equal or size"),
+            "sparsity_coefficient": (self.sparsity_coefficient >= 0, "0 (no price) or more"),
+            "sparsity_penalty": (self.sparsity_penalty in ("step", "tanh"), "it is step or tanh"),
         }
         wrong = [
             f"{name}: {getattr(self, name)!r} can't be; {rule}"
