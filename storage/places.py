@@ -1,0 +1,182 @@
+"""Where a store lies: a folder on a disk, or a prefix in a bucket.
+
+A place holds files by name (`train.zarr/commits/000003.json`), and every one of them is whole or not
+there, whatever moment the process that wrote it dies at. That is all the commit protocol of
+docs/store_format.md asks for.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from storage.files import FileRecord, record_of, sync, write_file
+
+
+class Place(ABC):
+    """A folder of whole files. Equal, hashed, printed and pickled by its location alone."""
+
+    location: str
+    """A path, or a URL such as `s3://bucket/prefix`; it never holds credentials."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Of a place on a disk; None elsewhere. What can be memory-mapped is found there."""
+        return None
+
+    @abstractmethod
+    def __truediv__(self, name: str) -> "Place":
+        """The place of that name inside this one."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            FileNotFoundError: If there is none of that name.
+            StoreError: If an object store does not give it.
+        """
+
+    @abstractmethod
+    def write(self, name: str, parts: Iterable[bytes]) -> FileRecord:
+        """Write `parts` one after the other as one file, atomically and durably.
+
+        An older file of that name is replaced. A name has one writer at a time.
+
+        Raises:
+            StoreError: If the disk or the object store does not take it.
+        """
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None if there is none.
+
+        Raises:
+            StoreError: If an object store does not say.
+        """
+
+    @abstractmethod
+    def record(self, name: str) -> FileRecord:
+        """Length and checksum of a file as it is now, read whole.
+
+        Raises:
+            FileNotFoundError: If there is none of that name.
+            OSError: If a disk does not give it.
+            StoreError: If an object store does not give it.
+        """
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files below this place, or below a folder of it, sorted.
+
+        Raises:
+            StoreError: If an object store does not say.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a file, if there is one.
+
+        Raises:
+            StoreError: If an object store does not do it.
+        """
+
+    @abstractmethod
+    def zarr_store(self) -> Store:
+        """The same files for zarr, to be read only, and inside `answering`."""
+
+    @contextmanager
+    def answering(self, name: str) -> Iterator[None]:
+        """For what zarr reads of a name: errors are told as the other methods here tell them.
+
+        Raises:
+            StoreError: If an object store does not give what is asked for.
+        """
+        yield
+
+    def __str__(self) -> str:
+        return self.location
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.location!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and other.location == self.location
+
+    def __hash__(self) -> int:
+        return hash(self.location)
+
+
+class LocalPlace(Place):
+    """A folder on a disk that this machine sees."""
+
+    def __init__(self, folder: Path) -> None:
+        """The folder need not exist before something is written."""
+        self._folder = folder
+        self.location = str(folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._folder
+
+    def __truediv__(self, name: str) -> "LocalPlace":
+        return LocalPlace(self.folder / name)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return LocalPlace, (self.folder,)
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file."""
+        return (self.folder / name).read_bytes()
+
+    def write(self, name: str, parts: Iterable[bytes]) -> FileRecord:
+        """Write under another name, sync to the disk, and rename."""
+        return write_file(self.folder / name, parts)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None if there is none."""
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    def record(self, name: str) -> FileRecord:
+        """Length and checksum of a file as it is now."""
+        return record_of(self.folder / name)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files below this place."""
+        files = (path for path in (self.folder / prefix).rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in files)
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if there is one, durably."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync(path.parent)
+
+    def zarr_store(self) -> Store:
+        """The same files for zarr."""
+        return LocalStore(self.folder, read_only=True)
+
+
+Location = Place | Path | str
+"""What names a place: itself, a path, or a URL."""
+
+
+def place(location: Location) -> Place:
+    """The place that a path or a URL names.
+
+    Raises:
+        StoreError: If it is a URL of a kind that is not known, or not one of a bucket.
+    """
+    if isinstance(location, Place):
+        return location
+    if isinstance(location, str) and "://" in location:
+        from storage.object_store import ObjectPlace  # a run on disks need not load it
+
+        return ObjectPlace(location)
+    return LocalPlace(Path(location))

@@ -1,0 +1,51 @@
+"""What a store will weigh, file by file, before anything is written."""
+
+from storage.commits import CommitLog, LayerTotals, ShardRecord
+from storage.dtypes import stored_dtype
+from storage.files import FileRecord
+from storage.layout import StoreSpec
+from storage.metadata import metadata_bytes
+from storage.shards import CHECKSUM_BYTES, shard_file_bytes
+
+_SOME_CRC, _SOME_NORM = "01234567", 123456.0123456789
+
+
+def store_bytes(spec: StoreSpec) -> dict[str, int]:
+    """Bytes of every array and column, of `metadata` and of `commits`; with a codec, at most so many.
+
+    Exact but for the commit records, whose decimal numbers have no fixed length.
+    """
+    chunk_bytes = spec.chunk_rows * spec.d_model * stored_dtype(spec.dtype).itemsize
+    full, rest = divmod(spec.n_chunks, spec.chunks_per_shard)
+    chunks = [spec.chunks_per_shard] * full + [rest] * bool(rest)
+    x = sum(shard_file_bytes(n, chunk_bytes, spec.chunks_per_shard) for n in chunks)
+    columns = {
+        name: spec.n_shards * (spec.shard_rows * dtype.itemsize + CHECKSUM_BYTES)
+        for name, dtype in spec.columns.items()
+    }
+    return {
+        **{f"{array}/x": x for array in spec.arrays},
+        **columns,
+        "metadata": metadata_bytes(spec),
+        "commits": spec.n_shards * _commit_bytes(spec),
+    }
+
+
+def _commit_bytes(spec: StoreSpec) -> int:
+    """Length of a commit record of a full shard."""
+    measured = {"squared_error": _SOME_NORM, "squared_deviation": _SOME_NORM}
+    totals = LayerTotals(
+        rows=spec.shard_rows,
+        norm_sum=_SOME_NORM,
+        n_clipped=0,
+        **(measured if spec.dtype == "int8" else {}),
+    )
+    record = ShardRecord(
+        shard=0,
+        rows=spec.shard_rows,
+        files=dict.fromkeys(
+            spec.shard_files(0), FileRecord(n_bytes=spec.shard_bytes(0), crc32c=_SOME_CRC)
+        ),
+        layers=dict.fromkeys(spec.layers, totals),
+    )
+    return len(CommitLog.text(record, spec.digest))
