@@ -13,6 +13,7 @@ from actors.model_source import ModelSource
 from actors.splice import Replacement, edit, reconstruction, zero
 from sae import checkpoint, metrics
 from storage.hygiene import RowFilter
+from storage.places import Location
 from storage.tokens import TokenStore
 
 _SPLIT = "validation"
@@ -48,8 +49,8 @@ class Evaluator:
     def __init__(
         self,
         model: ModelSource,
-        tokens: Path,
-        validation: Path,
+        tokens: Location,
+        validation: Location,
         row_filter: RowFilter,
         n_sequences: int,
         batch_tokens: int,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from sae.autoencoder import SparseAutoencoder
 from sae.metrics import LatentCounts, ReconstructionMetrics
 from storage.activations import ActivationStore
 from storage.hygiene import RowFilter
+from storage.places import Location
 
 _BATCH_ROWS = 2048  # encoded at once: bounds memory, changes no result
 
@@ -64,7 +64,7 @@ class Fidelity:
 
 
 def reconstruction_quality(
-    sae: SparseAutoencoder, store: Path, layers: Sequence[int], row_filter: RowFilter
+    sae: SparseAutoencoder, store: Location, layers: Sequence[int], row_filter: RowFilter
 ) -> Fidelity:
     """Measures over every kept row of some layers, as the autoencoder is used at inference.
 

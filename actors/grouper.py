@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
@@ -11,6 +10,7 @@ from scipy.spatial.distance import squareform
 from actors.errors import InputError
 from storage.activations import ActivationStore
 from storage.hygiene import RowFilter
+from storage.places import Location
 
 _BLOCK_VALUES = 2**19  # float64 values worked on at once: 4 MiB, which stay in a cache
 
@@ -53,7 +53,7 @@ class Grouper:
     distances are float64 sums, so they don't depend on how large the store is.
     """
 
-    def __init__(self, store: Path, row_filter: RowFilter | None = None) -> None:
+    def __init__(self, store: Location, row_filter: RowFilter | None = None) -> None:
         """Open the pilot store; without a filter every row counts.
 
         Raises:

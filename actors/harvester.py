@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
+from actors.allocator import release_freed_memory
 from actors.errors import InputError
 from actors.language_model import LanguageModel
 from actors.model_source import ModelSource
@@ -18,6 +18,7 @@ from actors.shard_rows import ShardRows
 from storage.activations import ActivationStore
 from storage.commits import ShardRecord
 from storage.layout import StoreSpec
+from storage.places import Location
 from storage.tokens import TokenStore
 
 SHARDS_AT_ONCE = 2
@@ -70,7 +71,7 @@ class Harvester:
     def __init__(
         self,
         model: ModelSource,
-        tokens: Path,
+        tokens: Location,
         batch_tokens: int,
         device: str = "cpu",
         n_threads: int = 1,
@@ -126,7 +127,7 @@ class Harvester:
                 )
         return {layer: total / n_rows for layer, total in sums.items()}
 
-    def harvest(self, store: Path, shard: int) -> HarvestReceipt:
+    def harvest(self, store: Location, shard: int) -> HarvestReceipt:
         """Write a shard of a store; one that is committed is returned at once.
 
         Raises:
@@ -149,6 +150,7 @@ class Harvester:
         }
         with self._computing:
             started = time.perf_counter()
+            release_freed_memory()
             rows = ShardRows(spec, shard)
             for _, batch in self._batches(ids, spec.layers):
                 rows.add(batch)

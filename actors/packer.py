@@ -15,6 +15,7 @@ from actors.document import Document
 from actors.errors import InputError
 from actors.model_source import ModelSource
 from actors.pretrained import load_pretrained
+from storage.places import Location
 from storage.tokens import TokenSpec, TokenWriter
 
 BATCH_DOCUMENTS = 64
@@ -73,17 +74,17 @@ class Packer:
 
     def pack(
         self,
-        path: Path,
+        location: Location,
         sequences: Mapping[str, int],
         seed: int,
         on_tokens: Callable[[int], None] | None = None,
     ) -> TokenReport:
-        """Write the token store `path`, reading the corpus only as far as is needed.
+        """Write a token store, reading the corpus only as far as is needed.
 
         The same corpus, counts and seed give the same bytes.
 
         Args:
-            path: Of the new store; there must be none.
+            location: Of the new store; there must be none.
             sequences: Contexts to make for each split. A document goes to a split by a hash of the
                 seed and its index, with probabilities in proportion to these counts.
             seed: Of the draw of splits.
@@ -91,7 +92,7 @@ class Packer:
 
         Raises:
             InputError: If the corpus is too small, or can't be read.
-            StoreError: If there is a store at `path`.
+            StoreError: If there is a store already.
         """
         shares = split_shares(sequences)
         streams = {
@@ -99,7 +100,7 @@ class Packer:
             for split, n in sequences.items()
         }
         n_documents = 0
-        writer = TokenWriter(path, self.spec, sequences)
+        writer = TokenWriter(location, self.spec, sequences)
         documents = enumerate(self._corpus.documents())
         while unfilled := {s for s, stream in streams.items() if stream.missing}:
             batch = list(islice(documents, BATCH_DOCUMENTS))

@@ -1,14 +1,13 @@
 """Counts what the row filter leaves of a store: how many rows of each array are used, and why not."""
 
-from pathlib import Path
-
 import numpy as np
 
 from storage.activations import ActivationStore
 from storage.hygiene import RowFilter
+from storage.places import Location
 
 
-def count_rows(store: Path, row_filter: RowFilter) -> dict[str, dict[str, int]]:
+def count_rows(store: Location, row_filter: RowFilter) -> dict[str, dict[str, int]]:
     """Per array: `stored` rows, those `used`, and those dropped by the filter's reasons.
 
     A row that is dropped for several reasons counts for the first, so that the figures add up.

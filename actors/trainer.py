@@ -23,6 +23,7 @@ from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.files import write_file
 from storage.hygiene import RowFilter
+from storage.places import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class Trial:
     window_chunks: int
     checkpoint_seconds: float
 
-    train_store: Path
-    validation_store: Path
+    train_store: Location
+    validation_store: Location
     row_filter: RowFilter
     folder: Path
     """Of this trial alone."""

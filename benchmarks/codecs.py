@@ -51,7 +51,7 @@ def row(x: np.ndarray, dtype: str, codec: str) -> tuple[float, float, float, flo
         started = time.process_time()
         record = store.write_shard(0, {"layers/0": x[sequence]}, columns)
         written = time.process_time()
-        reader = ActivationStore.open(store.path)
+        reader = ActivationStore.open(store.place)
         for chunk in range(spec.n_chunks):
             np.array(reader.read_stored("layers/0", *spec.chunk_range(chunk)))
         read = time.process_time()

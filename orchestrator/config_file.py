@@ -298,7 +298,12 @@ def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str) -> RunConfig
             corpus, paths=tuple(_anchored(pattern, folder) for pattern in corpus.paths)
         )
     run_dir = cfg.run_dir.expanduser().resolve()
-    return dataclasses.replace(cfg, model=model, corpus=corpus, run_dir=run_dir)
+    harvest = cfg.harvest
+    if harvest.store is not None and "://" not in harvest.store:
+        harvest = dataclasses.replace(
+            harvest, store=str(Path(harvest.store).expanduser().resolve())
+        )
+    return dataclasses.replace(cfg, model=model, corpus=corpus, harvest=harvest, run_dir=run_dir)
 
 
 def _anchored(pattern: str, folder: Path) -> str:

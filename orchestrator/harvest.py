@@ -4,7 +4,6 @@ Two phases (docs/layout.md): the pilot and validation stores hold every layer of
 training store, made once the groups are known, holds one activation per token and group.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from storage.dtypes import power_of_two_scale
 from storage.hygiene import RowFilter
 from storage.layout import StoreSpec
 from storage.metadata import has_metadata
+from storage.places import Place
 from storage.tokens import TokenStore
 
 CALIBRATION_SEQUENCES = 8  # enough for a layer's mean norm to within its nearest power of two
@@ -31,7 +31,7 @@ CALIBRATION_SEQUENCES = 8  # enough for a layer's mean norm to within its neares
 def pack(session: Session) -> TokenStore:
     """The run's packed tokens, made from the corpus if they are not there yet."""
     cfg, run = session.cfg, session.run
-    if not run.tokens.is_dir():
+    if not has_metadata(run.tokens):
         packer = Packer(cfg.model, cfg.corpus, session.context)
         counts = n_sequences(cfg, session.context - packer.spec.first_position)
         asked = {split: counts[split] for split in ("train", "validation")}
@@ -96,7 +96,7 @@ def _tell_rows(session: Session, counts: dict[str, dict[str, int]]) -> None:
     session.tracker.metrics({"rows_stored": float(stored), "rows_used": float(used), **metrics})
 
 
-def _fill(session: Session, name: str, stores: list[Path], placement: Placement) -> None:
+def _fill(session: Session, name: str, stores: list[Place], placement: Placement) -> None:
     """Write the shards that the stores still miss."""
     opened = [ActivationStore.open(path) for path in stores]
     jobs = [

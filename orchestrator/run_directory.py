@@ -14,6 +14,8 @@ from orchestrator import config_file, run_lock
 from orchestrator.config import FREE_SETTINGS, RunConfig
 from orchestrator.errors import UserError
 from storage.files import write_file
+from storage.metadata import has_metadata
+from storage.places import Place, place
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,14 @@ class RunDirectory:
     """The files of one run. Every file in it is whole or absent."""
 
     path: Path
+
+    store: Place
+    """Where its tokens and activations lie: the same folder, or what `harvest.store` names."""
+
+    @classmethod
+    def of(cls, cfg: RunConfig) -> "RunDirectory":
+        """The directory of `cfg`, whether it is there or not."""
+        return cls(cfg.run_dir, place(cfg.harvest.store or cfg.run_dir))
 
     @classmethod
     def claim(cls, cfg: RunConfig) -> "RunDirectory":
@@ -30,7 +40,7 @@ class RunDirectory:
             UserError: If it belongs to another configuration (with the difference), another process
                 works on it, or it can't be written.
         """
-        run = cls(cfg.run_dir)
+        run = cls.of(cfg)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if not run.config.is_file() and any(f.name != "lock" for f in run.path.iterdir()):
@@ -43,26 +53,37 @@ class RunDirectory:
                 f"{run.path} can't be written ({error.strerror}); set run_dir to a place that can"
             ) from None
         dumped = config_file.dump(cfg)
-        if run.config.is_file():
-            old = yaml.safe_load(run.config.read_text())
-            changed = [
-                difference
-                for difference in config_file.differences(old, yaml.safe_load(dumped))
-                if not _is_free(difference[0])
-            ]
-            made = run.tokens.is_dir() or run.pilot.is_dir()
-            if changed and not made:  # nothing came of the former one yet
-                write_atomically(run.config, dumped)
-            elif changed:
-                lines = [f"  {path}: {a!r} there, {b!r} now" for path, a, b in changed]
-                raise UserError(
-                    f"{run.path} belongs to another configuration:\n"
-                    + "\n".join(lines)
-                    + "\nRestore these values to continue it, or set another run_dir; nothing was changed"
-                )
-            return run
-        write_atomically(run.config, dumped)
+        run._own(place(run.path), dumped)
+        if run.store != place(run.path):
+            run._own(run.store.hasty, dumped)
         return run
+
+    def _own(self, where: Place, dumped: str) -> None:
+        """Write the configuration there, or compare it with the one that is there.
+
+        Of a store elsewhere this also finds out, before anything is computed, whether it answers.
+        """
+        try:
+            there = where.read("config.yaml").decode()
+        except FileNotFoundError:
+            where.write("config.yaml", [dumped.encode()])
+            return
+        changed = [
+            difference
+            for difference in config_file.differences(yaml.safe_load(there), yaml.safe_load(dumped))
+            if not _is_free(difference[0])
+        ]
+        made = has_metadata(self.tokens) or has_metadata(self.pilot)
+        if changed and made:
+            lines = [f"  {path}: {a!r} there, {b!r} now" for path, a, b in changed]
+            what = "run_dir" if where == place(self.path) else "harvest.store"
+            raise UserError(
+                f"{where} belongs to another configuration:\n"
+                + "\n".join(lines)
+                + f"\nRestore these values to continue it, or set another {what}; nothing was changed"
+            )
+        if there != dumped:  # nothing came of the former one yet, or only what is free has changed
+            where.write("config.yaml", [dumped.encode()])
 
     @property
     def config(self) -> Path:
@@ -70,24 +91,24 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
-    def tokens(self) -> Path:
+    def tokens(self) -> Place:
         """Packed token ids."""
-        return self.path / "tokens.zarr"
+        return self.store / "tokens.zarr"
 
     @property
-    def pilot(self) -> Path:
+    def pilot(self) -> Place:
         """A sample of all layers at the same positions."""
-        return self.path / "pilot.zarr"
+        return self.store / "pilot.zarr"
 
     @property
-    def validation(self) -> Path:
+    def validation(self) -> Place:
         """The same of documents that nothing is trained on."""
-        return self.path / "validation.zarr"
+        return self.store / "validation.zarr"
 
     @property
-    def train(self) -> Path:
+    def train(self) -> Place:
         """One activation per token and group."""
-        return self.path / "train.zarr"
+        return self.store / "train.zarr"
 
     @property
     def groups(self) -> Path:

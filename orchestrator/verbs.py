@@ -27,7 +27,7 @@ def verify(args: Namespace) -> None:
     from orchestrator.verify import verify
 
     cfg = config_file.load(args.config, args.overrides)
-    verify(RunDirectory(cfg.run_dir), _console())
+    verify(RunDirectory.of(cfg), _console())
 
 
 def group(args: Namespace) -> None:
@@ -71,7 +71,7 @@ def report(args: Namespace) -> None:
     from orchestrator.report import rewrite_report
     from orchestrator.run_directory import RunDirectory
 
-    directory = RunDirectory(config_file.load(args.config, args.overrides).run_dir)
+    directory = RunDirectory.of(config_file.load(args.config, args.overrides))
     if not directory.summary.is_file():
         raise UserError(
             f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"

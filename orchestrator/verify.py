@@ -23,12 +23,12 @@ def verify(run: RunDirectory, console: Console) -> None:
             nothing to verify.
     """
     there = {
-        path: kind
-        for path, kind in (
+        where: kind
+        for where, kind in (
             (run.tokens, "token"),
-            *((path, "activation") for path in (run.pilot, run.validation, run.train)),
+            *((store, "activation") for store in (run.pilot, run.validation, run.train)),
         )
-        if path.is_dir()
+        if where.names()
     }
     if not there:
         raise UserError(
@@ -37,21 +37,23 @@ def verify(run: RunDirectory, console: Console) -> None:
         )
     found: dict[str, list[Damage]] = {}
     n_bytes = 0
-    for path, kind in there.items():
-        verification = Verification(path, kind)
-        with stage(console, f"verify {path.stem}", verification.n_bytes, "bytes") as progress:
+    for where, kind in there.items():
+        verification = Verification(where, kind)
+        with stage(
+            console, f"verify {where.name.removesuffix('.zarr')}", verification.n_bytes, "bytes"
+        ) as progress:
             for done in verification.run(min(MAX_THREADS, os.cpu_count() or 1)):
                 progress.advance(done)
                 n_bytes += done
         if verification.damages:
-            found[path.name] = verification.damages
+            found[where.name] = verification.damages
     if found:
         rows = {name: [asdict(d) for d in damages] for name, damages in found.items()}
         write_json(run.damage, rows)
         raise UserError(_told(run, found))
     run.damage.unlink(missing_ok=True)
     console.print(
-        f"verify    {', '.join(path.name for path in there)}: {n_bytes / 1e6:,.0f} MB are as they "
+        f"verify    {', '.join(where.name for where in there)}: {n_bytes / 1e6:,.0f} MB are as they "
         "were written",
         highlight=False,
         soft_wrap=True,
@@ -79,12 +81,12 @@ def take_back(run: RunDirectory, console: Console) -> None:
         return
     rows: dict[str, list[dict[str, Any]]] = read_json(run.damage)
     for name, damages in rows.items():
-        path = run.path / name
-        if path == run.tokens:
-            take_back_tokens(path)
-        elif path.is_dir():
+        where = run.store / name
+        if where == run.tokens:
+            take_back_tokens(where)
+        else:
             found = [Damage(**{**row, "chunks": tuple(row["chunks"])}) for row in damages]
-            take_back_shards(path, found)
+            take_back_shards(where, found)
         console.print(
             f"harvest   {name}: what `strata verify` found damaged is written again",
             highlight=False,

@@ -71,7 +71,7 @@ class ShuffledBatches:
         missing = store.missing()
         if missing:
             raise StoreError(
-                f"{store.path} lacks {len(missing)} of its {store.spec.n_shards} shards; "
+                f"{store.place} lacks {len(missing)} of its {store.spec.n_shards} shards; "
                 "finish its harvest (the same command again) before reading batches"
             )
         self._store = store
@@ -84,7 +84,7 @@ class ShuffledBatches:
         """Rows that are kept, and so seen in each epoch."""
         if self.n_rows == 0:
             raise StoreError(
-                f"the row filter drops all {store.spec.n_rows} rows of {array} in {store.path}; "
+                f"the row filter drops all {store.spec.n_rows} rows of {array} in {store.place}; "
                 "loosen `hygiene` in the configuration"
             )
 

@@ -97,6 +97,16 @@ class Place(ABC):
         """
         yield
 
+    @property
+    def hasty(self) -> "Place":
+        """The same place, but a server that does not answer is given up soon."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """The last part of its location."""
+        return self.location.rsplit("/", 1)[-1]
+
     def __str__(self) -> str:
         return self.location
 

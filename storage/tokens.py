@@ -1,8 +1,8 @@
 """Packed token ids (`tokens.zarr`): what the language model reads, in contexts of one length.
 
 Splits are groups of a Zarr v3 store, each with two arrays (sequences, context): `ids` and `document`.
-A writer fills a folder beside the store and renames it at the end, so a store exists whole or not
-at all, and nothing ever changes in one that exists.
+The root's `zarr.json` is written last, so a store exists whole or not at all, and nothing ever changes
+in one that exists.
 """
 
 from collections.abc import Mapping
@@ -153,8 +153,7 @@ class TokenWriter:
                 f"{where} exists already, and a token store never changes; use it, or delete it to "
                 "pack the text again"
             )
-        for name in where.names():  # of a process that was killed
-            where.delete(name)
+        _clear(where)
         self._place, self._spec = where, spec
         self._made: dict[str, Buffer] = {}  # what zarr has written and the place has not got yet
         self._files: dict[str, FileRecord] = {}
@@ -191,6 +190,19 @@ class TokenWriter:
             self._files[name] = self._place.write(name, [self._made[name].to_bytes()])
             if "/c/" in name:
                 del self._made[name]
+
+
+def _clear(where: Place) -> None:
+    """Remove what a writer that was killed has left, and nothing else."""
+    names = where.names()
+    others = [name for name in names if not (name.endswith(NAME) or "/c/" in name)]
+    if others:
+        raise StoreError(
+            f"{where} holds {others[0]}, which is no part of a token store; give a place that is "
+            "empty, or remove what is there"
+        )
+    for name in names:
+        where.delete(name)
 
 
 class _SplitWriter:

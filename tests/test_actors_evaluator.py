@@ -91,7 +91,7 @@ def harvested(model, folder):
     store = ActivationStore.create(folder / "validation.zarr", spec)
     harvester = Harvester(model, folder / "tokens.zarr", batch_tokens=4 * CONTEXT)
     for shard in store.missing():
-        harvester.harvest(store.path, shard)
+        harvester.harvest(store.place.folder, shard)
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def test_a_harvest_is_the_same_bytes_again_and_in_another_order(tmp_path, model,
     one = harvested(tmp_path / "1", Harvester(model, tokens, 100), spec)
     backwards = reversed(range(spec.n_shards))
     other = harvested(tmp_path / "2", Harvester(model, tokens, 100), spec, backwards)
-    assert files_of(one.path) == files_of(other.path)
+    assert files_of(one.place.folder) == files_of(other.place.folder)
 
 
 @pytest.mark.parametrize("n_harvesters", [1, 3])
@@ -136,7 +136,7 @@ def test_layers_are_drawn_uniformly_and_alike_by_any_number_of_harvesters(
     store = ActivationStore.create(tmp_path / "s", spec)
     harvesters = [Harvester(model, tokens, 100) for _ in range(n_harvesters)]
     for shard in range(spec.n_shards):
-        harvesters[shard % n_harvesters].harvest(store.path, shard)
+        harvesters[shard % n_harvesters].harvest(store.place.folder, shard)
     sequence, position, _ = columns_of(store)
     drawn = store.row_layers("groups/0", 0, spec.n_rows)
     np.testing.assert_array_equal(drawn, layer_draw(spec.seed, sequence, position, 0, LAYERS))
@@ -153,8 +153,8 @@ def test_shards_harvested_at_once_are_the_same_bytes(tmp_path, model, tokens):
     other = ActivationStore.create(tmp_path / "2", spec)
     harvester = Harvester(model, tokens, 100)
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        list(pool.map(lambda shard: harvester.harvest(other.path, shard), range(spec.n_shards)))
-    assert files_of(one.path) == files_of(other.path)
+        list(pool.map(lambda shard: harvester.harvest(other.place.folder, shard), range(spec.n_shards)))
+    assert files_of(one.place.folder) == files_of(other.place.folder)
 
 
 def test_the_model_computes_a_shard_while_the_one_before_is_written(
@@ -177,29 +177,29 @@ def test_the_model_computes_a_shard_while_the_one_before_is_written(
     monkeypatch.setattr(ShardRows, "__init__", compute_and_tell)
     monkeypatch.setattr(ActivationStore, "write_shard", write_when_the_next_is_begun)
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        list(pool.map(lambda shard: harvester.harvest(store.path, shard), range(2)))
-    assert list(ActivationStore.open(store.path).committed()) == [0, 1]
+        list(pool.map(lambda shard: harvester.harvest(store.place.folder, shard), range(2)))
+    assert list(ActivationStore.open(store.place.folder).committed()) == [0, 1]
 
 
 def test_an_error_in_writing_is_itself_and_leaves_the_other_shards_whole(tmp_path, model, tokens):
     spec = spec_of()
     one = harvested(tmp_path / "1", Harvester(model, tokens, 100), spec)
     store = ActivationStore.create(tmp_path / "2", spec)
-    blocked = store.path / "layers/2/x/c/1/0/in the way"
+    blocked = store.place.folder / "layers/2/x/c/1/0/in the way"
     blocked.mkdir(parents=True)
     harvester = Harvester(model, tokens, 100)
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        calls = [pool.submit(harvester.harvest, store.path, shard) for shard in range(4)]
+        calls = [pool.submit(harvester.harvest, store.place.folder, shard) for shard in range(4)]
         with pytest.raises(IsADirectoryError):
             calls[1].result()
         for shard in (0, 2, 3):
             calls[shard].result()
-    assert list(ActivationStore.open(store.path).committed()) == [0, 2, 3]
+    assert list(ActivationStore.open(store.place.folder).committed()) == [0, 2, 3]
     blocked.rmdir()
     blocked.parent.rmdir()
     for shard in range(spec.n_shards):
-        harvester.harvest(store.path, shard)
-    assert files_of(store.path) == files_of(one.path)
+        harvester.harvest(store.place.folder, shard)
+    assert files_of(store.place.folder) == files_of(one.place.folder)
 
 
 CHILD = """
@@ -223,20 +223,20 @@ def test_a_killed_harvest_ends_with_the_bytes_of_an_unbroken_one(tmp_path, model
     unbroken = harvested(tmp_path / "unbroken", Harvester(model, tokens, 100), spec)
     store = ActivationStore.create(tmp_path / "killed", spec)
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, model.name, str(tokens), str(store.path)],
+        [sys.executable, "-c", CHILD, model.name, str(tokens), str(store.place.folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while child.poll() is None and len(list(store.path.glob("commits/*.json"))) < 4:
+    while child.poll() is None and len(list(store.place.folder.glob("commits/*.json"))) < 4:
         time.sleep(0.001)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL, "the harvest was over before it could be killed"
-    committed = {path: path.stat().st_mtime_ns for path in store.path.glob("commits/*.json")}
+    committed = {path: path.stat().st_mtime_ns for path in store.place.folder.glob("commits/*.json")}
 
     harvester = Harvester(model, tokens, 100)
-    receipts = [harvester.harvest(store.path, shard) for shard in range(spec.n_shards)]
+    receipts = [harvester.harvest(store.place.folder, shard) for shard in range(spec.n_shards)]
 
-    assert files_of(store.path) == files_of(unbroken.path)
+    assert files_of(store.place.folder) == files_of(unbroken.place.folder)
     assert sum(receipt.n_tokens == 0 for receipt in receipts) == len(committed)
     assert all(path.stat().st_mtime_ns == when for path, when in committed.items())
 
@@ -273,7 +273,7 @@ def test_values_too_large_for_the_dtype_are_clipped_and_counted(tmp_path, model,
     records = half.committed().values()
     assert sum(record.layers[1].n_clipped for record in records) == too_large.sum() > 0
     assert (
-        sum(harvester.harvest(half.path, shard).n_clipped for shard in range(7)) == too_large.sum()
+        sum(harvester.harvest(half.place.folder, shard).n_clipped for shard in range(7)) == too_large.sum()
     )
     stored = np.abs(half.read("layers/1", 0, half.spec.n_rows))
     assert (stored[too_large] == 65504 / 2**16).all()

@@ -242,7 +242,7 @@ def test_a_corpus_that_is_too_small_says_what_it_has_and_what_was_asked(
         packer.pack(tmp_path / "t", {"train": 1000}, 0)
     with pytest.raises(InputError, match=r"validation \d+ of 32 tokens .*lower harvest\.tokens"):
         packer.pack(tmp_path / "t", {"train": 1000, "validation": 2}, 0)
-    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "t/zarr.json").exists()
 
 
 def test_an_existing_store_is_not_packed_again(plain: ModelSource, tmp_path: Path):

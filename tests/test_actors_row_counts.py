@@ -13,7 +13,7 @@ def test_every_row_is_counted_once_as_used_or_for_what_it_is_dropped_for(tmp_pat
     spec = small_spec(groups=groups)
     store = filled_store(tmp_path / "s", spec)
     row_filter = RowFilter(HYGIENE, (0, 7), dict.fromkeys(range(3), 1.62))
-    counts = count_rows(store.path, row_filter)
+    counts = count_rows(store.place.folder, row_filter)
     assert list(counts) == list(spec.arrays)
     token_id, position = (store.column(n, 0, spec.n_rows) for n in ("token_id", "position"))
     for array, count in counts.items():
@@ -37,6 +37,6 @@ def test_special_tokens_count_as_used_where_they_are_kept(tmp_path):
     store = filled_store(tmp_path / "s", small_spec())
     hygiene = Hygiene(drop_special_tokens=False, max_norm_ratio=1e6)
     row_filter = RowFilter(hygiene, (0, 7), dict.fromkeys(range(3), 1.0))
-    for count in count_rows(store.path, row_filter).values():
+    for count in count_rows(store.place.folder, row_filter).values():
         assert count["used"] == count["stored"]
         assert count["special_tokens"] == 0

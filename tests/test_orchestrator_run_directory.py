@@ -36,7 +36,7 @@ def test_the_same_configuration_finds_its_directory_again(cfg: RunConfig):
 
 def test_another_configuration_is_refused_with_the_difference(cfg: RunConfig):
     run = RunDirectory.claim(cfg)
-    run.tokens.mkdir()
+    run.tokens.write("zarr.json", [b"{}"])
     text = run.config.read_text()
     other = dataclasses.replace(cfg, seed=7, sweep=dataclasses.replace(cfg.sweep, k=(4, 8)))
     with pytest.raises(UserError) as caught:
@@ -53,7 +53,7 @@ def test_a_directory_in_which_nothing_was_made_yet_takes_another_configuration(c
 
 
 def test_compute_and_tracking_may_change(cfg: RunConfig):
-    RunDirectory.claim(cfg).tokens.mkdir()
+    RunDirectory.claim(cfg).tokens.write("zarr.json", [b"{}"])
     RunDirectory.claim(
         dataclasses.replace(
             cfg,
@@ -71,7 +71,7 @@ def test_compute_and_tracking_may_change(cfg: RunConfig):
     ],
 )
 def test_hook_points_belong_to_the_run(cfg: RunConfig, setting: dict[str, str], named: str):
-    RunDirectory.claim(cfg).tokens.mkdir()
+    RunDirectory.claim(cfg).tokens.write("zarr.json", [b"{}"])
     with pytest.raises(UserError) as caught:
         RunDirectory.claim(
             dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **setting))
@@ -80,7 +80,7 @@ def test_hook_points_belong_to_the_run(cfg: RunConfig, setting: dict[str, str], 
 
 
 def test_the_devices_a_model_is_spread_over_may_change(cfg: RunConfig):
-    RunDirectory.claim(cfg).tokens.mkdir()
+    RunDirectory.claim(cfg).tokens.write("zarr.json", [b"{}"])
     model = dataclasses.replace(cfg.model, device_map="auto")
     RunDirectory.claim(dataclasses.replace(cfg, model=model))
 
@@ -146,6 +146,6 @@ def test_a_directory_has_one_process_and_a_dead_one_holds_nothing(cfg: RunConfig
 
 def test_while_tokens_are_packed_again_the_configuration_may_not_change(cfg: RunConfig):
     run = RunDirectory.claim(cfg)
-    run.pilot.mkdir()
+    run.pilot.write("zarr.json", [b"{}"])
     with pytest.raises(UserError, match="seed: 0 there, 7 now"):
         RunDirectory.claim(dataclasses.replace(cfg, seed=7))

@@ -92,6 +92,6 @@ def test_the_training_store_costs_one_row_per_token_and_group(tmp_path: Path, gr
         }
         x = np.ones((len(sequence), 768), np.float32)
         store.write_shard(shard, dict.fromkeys(small.arrays, x), columns)
-    on_disk = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    on_disk = sum(file.stat().st_size for file in store.place.folder.rglob("*") if file.is_file())
     whole_chunks = small.n_chunks * small.chunk_rows * groups * 768 * 2
     assert whole_chunks < on_disk < 1.02 * whole_chunks

@@ -70,7 +70,7 @@ def test_files_are_byte_for_byte_what_zarr_itself_writes(tmp_path):
     """But for the last shard's padding, which zarr fills alike."""
     store = filled_store(tmp_path / "s", small_spec(dtype="float16"))
     spec = store.spec
-    ours = zarr.open_array(store.path / "layers/1/x", mode="r")
+    ours = zarr.open_array(store.place.folder / "layers/1/x", mode="r")
     theirs = zarr.create_array(
         tmp_path / "t",
         shape=ours.shape,
@@ -93,7 +93,7 @@ def test_files_are_byte_for_byte_what_zarr_itself_writes(tmp_path):
     column[:] = store.column("position", 0, spec.n_rows)
     for shard in range(spec.n_shards):
         for mine, zarrs in (("layers/1/x/c/{}/0", "t/c/{}/0"), ("position/c/{}", "u/c/{}")):
-            written = (store.path / mine.format(shard)).read_bytes()
+            written = (store.place.folder / mine.format(shard)).read_bytes()
             assert written == (tmp_path / zarrs.format(shard)).read_bytes()
 
 
@@ -101,7 +101,7 @@ def test_size_on_disk_is_what_the_specification_foretells(tmp_path):
     for groups in ({}, GROUPED):
         store = filled_store(tmp_path / f"s{len(groups)}", small_spec(dtype="bfloat16", **groups))
         data = sum(
-            p.stat().st_size for p in store.path.rglob("*") if "c" in p.parts and p.is_file()
+            p.stat().st_size for p in store.place.folder.rglob("*") if "c" in p.parts and p.is_file()
         )
         assert data == store.spec.n_bytes
         assert data == sum(record.n_bytes for record in store.committed().values())
@@ -109,7 +109,7 @@ def test_size_on_disk_is_what_the_specification_foretells(tmp_path):
 
 def test_commit_record_states_rows_and_norms_of_each_layer(tmp_path):
     store = filled_store(tmp_path / "s", small_spec(**GROUPED))
-    records = ActivationStore.open(store.path).committed()
+    records = ActivationStore.open(store.place.folder).committed()
     assert list(records) == [0, 1, 2, 3]
     norms = store.column("groups/0/norm", 0, store.spec.n_rows)
     layers = store.row_layers("groups/0", 0, store.spec.n_rows)
@@ -146,23 +146,23 @@ def test_shards_committed_elsewhere_are_seen_by_an_open_store(tmp_path):
 
 def test_a_committed_shard_is_final(tmp_path):
     store = filled_store(tmp_path / "s", small_spec())
-    before = files_of(store.path)
+    before = files_of(store.place.folder)
     arrays, columns = shard_content(store.spec, 1)
     record = store.write_shard(1, {name: x + 1 for name, x in arrays.items()}, columns)
     assert record == store.committed()[1]
-    assert files_of(store.path) == before
+    assert files_of(store.place.folder) == before
 
 
 def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path):
-    whole = files_of(filled_store(tmp_path / "whole", small_spec()).path)
+    whole = files_of(filled_store(tmp_path / "whole", small_spec()).place.folder)
     store = filled_store(tmp_path / "s", small_spec(), [0, 1, 3])
-    torn = store.path / "layers/1/x/c/2/0.0123456789abcdef.partial"
+    torn = store.place.folder / "layers/1/x/c/2/0.0123456789abcdef.partial"
     torn.parent.mkdir(parents=True)
     torn.write_bytes(b"half of it")
-    (store.path / "layers/0/x/c/2").mkdir(parents=True)
-    (store.path / "layers/0/x/c/2/0").write_bytes(b"written, but the shard not committed")
-    filled_store(store.path, small_spec())
-    assert files_of(store.path) == whole
+    (store.place.folder / "layers/0/x/c/2").mkdir(parents=True)
+    (store.place.folder / "layers/0/x/c/2/0").write_bytes(b"written, but the shard not committed")
+    filled_store(store.place.folder, small_spec())
+    assert files_of(store.place.folder) == whole
 
 
 def test_create_again_is_harmless_with_the_same_specification_alone(tmp_path):
@@ -183,11 +183,11 @@ def test_create_after_the_groups_have_changed_is_refused(tmp_path):
 
 def test_create_that_was_killed_starts_over(tmp_path):
     store = ActivationStore.create(tmp_path / "s", small_spec(dtype="float16"))
-    (store.path / "zarr.json").unlink()
+    (store.place.folder / "zarr.json").unlink()
     with pytest.raises(StoreError, match="there is no activation store"):
-        ActivationStore.open(store.path)
+        ActivationStore.open(store.place.folder)
     filled_store(tmp_path / "s", small_spec())
-    assert files_of(tmp_path / "s") == files_of(filled_store(tmp_path / "t", small_spec()).path)
+    assert files_of(tmp_path / "s") == files_of(filled_store(tmp_path / "t", small_spec()).place.folder)
 
 
 def test_activations_that_are_not_finite_are_refused_by_layer(tmp_path):
@@ -226,20 +226,20 @@ def test_every_flipped_bit_of_the_data_is_found(tmp_path):
         ("layers/1/norm/c/1", lambda opened: opened.column("layers/1/norm", 30, 60)),
         ("token_id/c/1", lambda opened: opened.column("token_id", 30, 60)),
     ):
-        path = store.path / name
+        path = store.place.folder / name
         whole = path.read_bytes()
         for i in np.random.default_rng(0).integers(0, len(whole), 25):
             flipped = bytearray(whole)
             flipped[i] ^= 1 << (int(i) % 8)
             path.write_bytes(flipped)
             with pytest.raises(StoreError, match="damaged"):
-                read(ActivationStore.open(store.path))  # which has checked nothing yet
+                read(ActivationStore.open(store.place.folder))  # which has checked nothing yet
         path.write_bytes(whole)
 
 
 def test_a_missing_or_truncated_file_is_named(tmp_path):
     store = filled_store(tmp_path / "s", small_spec())
-    path = store.path / "layers/1/x/c/1/0"
+    path = store.place.folder / "layers/1/x/c/1/0"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StoreError, match="layers/1/x/c/1/0 is gone or has another length"):
         store.read("layers/1", 59, 61)
@@ -250,32 +250,32 @@ def test_a_missing_or_truncated_file_is_named(tmp_path):
 
 def test_an_edited_commit_record_is_named(tmp_path):
     store = filled_store(tmp_path / "s", small_spec())
-    path = store.path / "commits/000001.json"
+    path = store.place.folder / "commits/000001.json"
     path.write_text(path.read_text().replace('"rows": 30', '"rows": 31'))
     with pytest.raises(StoreError, match=r"000001\.json is not the record that was written"):
-        ActivationStore.open(store.path).committed()
+        ActivationStore.open(store.place.folder).committed()
     path.write_text("{}")
     with pytest.raises(StoreError, match=r"000001\.json is not the record"):
-        ActivationStore.open(store.path).committed()
+        ActivationStore.open(store.place.folder).committed()
 
 
 def test_a_commit_record_of_another_store_is_named(tmp_path):
     other = filled_store(tmp_path / "other", small_spec(seed=8), [1])
     store = ActivationStore.create(tmp_path / "s", small_spec())
-    (store.path / "commits").mkdir()
-    (other.path / "commits/000001.json").rename(store.path / "commits/000001.json")
+    (store.place.folder / "commits").mkdir()
+    (other.place.folder / "commits/000001.json").rename(store.place.folder / "commits/000001.json")
     with pytest.raises(StoreError, match="is of shard 1 of the store"):
         store.missing()
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):
     store = ActivationStore.create(tmp_path / "s", small_spec())
-    root = store.path / "zarr.json"
+    root = store.place.folder / "zarr.json"
     metadata = json.loads(root.read_text())
     metadata["attributes"]["strata_format"] = 2
     root.write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="format version 2, and this Strata reads 1"):
-        ActivationStore.open(store.path)
+        ActivationStore.open(store.place.folder)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from object_server import (
+
+from storage.errors import StoreError
+from storage.object_store import PART_BYTES, ObjectPlace
+from storage.places import LocalPlace, Place, place
+from tests.object_server import (
     BUCKET,
     ENVIRONMENT,
     FAULTS,
@@ -15,10 +19,6 @@ from object_server import (
     refusing_server,
     use,
 )
-
-from storage.errors import StoreError
-from storage.object_store import PART_BYTES, ObjectPlace
-from storage.places import LocalPlace, Place, place
 
 HASTE = {"request_seconds": 1.0, "patience_seconds": 1.0}
 BIG = np.random.default_rng(0).bytes(PART_BYTES * 2 + 12345)

@@ -17,7 +17,7 @@ GROUPED = {"groups": ((0, 2), (1,))}
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 @pytest.mark.parametrize("groups", [{}, GROUPED], ids=["layers", "groups"])
 def test_reading_in_place_gives_the_bytes_that_zarr_gives(tmp_path, dtype, groups):
-    path = filled_store(tmp_path / "s", small_spec(dtype=dtype, **groups)).path
+    path = filled_store(tmp_path / "s", small_spec(dtype=dtype, **groups)).place.folder
     mapped, through_zarr = (ActivationStore.open(path, memory_map=m) for m in (True, False))
     spans = [(0, 110), (0, 10), (7, 13), (10, 20), (29, 31), (90, 110), (105, 110), (40, 40)]
     for array in mapped.spec.arrays:
@@ -30,7 +30,7 @@ def test_reading_in_place_gives_the_bytes_that_zarr_gives(tmp_path, dtype, group
 
 
 def test_a_chunk_is_checked_when_it_is_first_touched_and_others_are_not_needed(tmp_path):
-    path = filled_store(tmp_path / "s", small_spec()).path
+    path = filled_store(tmp_path / "s", small_spec()).place.folder
     file = path / "layers/1/x/c/1/0"
     data = bytearray(file.read_bytes())
     data[244 + 17] ^= 1  # in the second of its chunks
@@ -52,10 +52,10 @@ def test_a_codec_changes_no_number_and_writes_what_zarr_writes(tmp_path, codec, 
     plain = filled_store(tmp_path / "plain", small_spec(dtype=dtype))
     store = filled_store(tmp_path / "s", small_spec(dtype=dtype, codec=codec))
     spec = store.spec
-    assert files_of(store.path) == files_of(
-        filled_store(tmp_path / "again", spec, [2, 0, 3, 1]).path
+    assert files_of(store.place.folder) == files_of(
+        filled_store(tmp_path / "again", spec, [2, 0, 3, 1]).place.folder
     )
-    ours = zarr.open_array(store.path / "layers/1/x", mode="r")
+    ours = zarr.open_array(store.place.folder / "layers/1/x", mode="r")
     theirs = zarr.create_array(
         tmp_path / "t",
         shape=ours.shape,
@@ -68,7 +68,7 @@ def test_a_codec_changes_no_number_and_writes_what_zarr_writes(tmp_path, codec, 
     )
     theirs[:] = ours[:]
     for shard in range(spec.n_shards):
-        written = (store.path / f"layers/1/x/c/{shard}/0").read_bytes()
+        written = (store.place.folder / f"layers/1/x/c/{shard}/0").read_bytes()
         assert written == (tmp_path / f"t/c/{shard}/0").read_bytes()
     for array in spec.arrays:
         np.testing.assert_array_equal(store.read(array, 3, 110), plain.read(array, 3, 110))
@@ -77,7 +77,7 @@ def test_a_codec_changes_no_number_and_writes_what_zarr_writes(tmp_path, codec, 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_flipped_bit_of_a_compressed_chunk_is_found(tmp_path, codec):
     warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr")
-    path = filled_store(tmp_path / "s", small_spec(codec=codec)).path
+    path = filled_store(tmp_path / "s", small_spec(codec=codec)).place.folder
     file = path / "layers/1/x/c/1/0"
     whole = file.read_bytes()
     for i in np.random.default_rng(0).integers(0, len(whole), 20):

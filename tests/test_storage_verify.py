@@ -12,6 +12,7 @@ from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
+from storage.places import place
 from storage.repair import take_back_shards, take_back_tokens
 from storage.root import NAME
 from storage.tokens import TokenSpec, TokenStore, TokenWriter
@@ -62,13 +63,13 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sound_store_has_no_damage_finished_or_not(tmp_path: Path):
-    assert verified(filled_store(tmp_path / "whole", SPEC).path) == []
-    assert verified(filled_store(tmp_path / "part", SPEC, [2]).path) == []
+    assert verified(filled_store(tmp_path / "whole", SPEC).place.folder) == []
+    assert verified(filled_store(tmp_path / "part", SPEC, [2]).place.folder) == []
     assert verified(token_store(tmp_path / "tokens.zarr"), "token") == []
 
 
 def test_any_flipped_bit_is_found_and_none_changes_the_numbers_that_training_reads(tmp_path: Path):
-    path = filled_store(tmp_path / "s", SPEC).path
+    path = filled_store(tmp_path / "s", SPEC).place.folder
     whole, expected = files_of(path), numbers(path)
     draws = np.random.default_rng(0)
     kinds = {
@@ -97,7 +98,7 @@ def test_any_flipped_bit_is_found_and_none_changes_the_numbers_that_training_rea
 
 
 def test_damage_is_named_by_array_shard_and_chunk(tmp_path: Path):
-    path = filled_store(tmp_path / "s", SPEC).path
+    path = filled_store(tmp_path / "s", SPEC).place.folder
     chunk_bytes = SPEC.chunk_rows * SPEC.d_model * 4 + 4
     flip(path / "groups/1/x/c/2/0", 8 * (chunk_bytes + 5))
     flip(path / "groups/0/x/c/1/0", 8 * 3 * chunk_bytes)  # the first bit of the index
@@ -130,11 +131,11 @@ def test_damage_is_named_by_array_shard_and_chunk(tmp_path: Path):
 def test_only_damaged_shards_are_written_again_and_equal_the_first_ones(
     tmp_path: Path, file: str, again: list[int]
 ):
-    path = filled_store(tmp_path / "s", SPEC).path
+    path = filled_store(tmp_path / "s", SPEC).place.folder
     whole = files_of(path)
     flip(path / file, 300)
     for _ in range(2):  # as after a kill between taking back and forgetting the damage
-        take_back_shards(path, verified(path))
+        take_back_shards(place(path), verified(path))
     assert ActivationStore.create(path, SPEC).missing() == again
     assert verified(path) == []
     filled_store(path, SPEC, again)
@@ -170,7 +171,7 @@ def test_damage_of_a_token_store_is_named_by_chunk_and_all_of_it_is_packed_again
     [damage] = verified(path, "token")
     assert (damage.file, damage.shard, damage.chunks) == ("train/ids/c/0/0", 0, (0,))
     for _ in range(2):
-        take_back_tokens(path)
+        take_back_tokens(place(path))
     with pytest.raises(StoreError, match="there is no token store"):
         TokenStore.open(path)
     token_store(path)

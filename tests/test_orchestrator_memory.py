@@ -1,0 +1,135 @@
+"""The memory that `strata plan` foretells, against real actors in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import GPTNeoXConfig, GPTNeoXModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CHILD = """
+import re, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from actors.harvester import SHARDS_AT_ONCE, Harvester
+from actors.language_model import describe, parameter_count
+from actors.trainer import Trainer, Trial
+from orchestrator import config_file, memory
+from orchestrator.stores import store_spec
+from sae.config import SaeConfig
+from storage.activations import ActivationStore
+from storage.hygiene import Hygiene, RowFilter
+from storage.tokens import TokenSpec, TokenWriter
+import numpy as np
+
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+cfg = config_file.load(folder / "run.yaml", [])
+shape = describe(cfg.model)
+layers = tuple(range(shape.n_layers))
+specs = {
+    name: store_spec(cfg, shape, name, context=shape.context, first_position=1,
+                     scales=dict.fromkeys(layers, 1.0), groups=groups)
+    for name, groups in (("pilot", ()), ("validation", ()), ("train", (layers,)))
+}
+PAGES = "RssAnon" # without pages of files, which the system takes back
+
+def resident():
+    return 1024 * int(re.search(PAGES + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def harvester():
+    spec = TokenSpec(context=shape.context, first_position=1, separator_id=0, special_ids=(0,),
+                     tokenizer="random")
+    counts = {s.split: s.n_population for s in (specs["train"], specs["validation"])}
+    writer = TokenWriter(folder / "tokens.zarr", spec, counts)
+    for split, n in counts.items():
+        ids = np.random.default_rng(0).integers(1, shape.vocabulary, (n, shape.context), np.uint32)
+        writer.append(split, ids, np.zeros_like(ids))
+    writer.seal()
+    jobs = []
+    for name, spec in specs.items():
+        store = ActivationStore.create(folder / f"{name}.zarr", spec)
+        jobs += [(folder / f"{name}.zarr", shard) for shard in store.missing()]
+    def work():
+        actor = Harvester(cfg.model, folder / "tokens.zarr", cfg.harvest.batch_tokens)
+        with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+            list(pool.map(lambda job: actor.harvest(*job), jobs))
+    return work, memory.harvester(cfg, shape, parameter_count(cfg.model), specs)
+
+def trainer():
+    medians = dict.fromkeys(layers, 1e9)
+    trial = Trial(
+        id="t", group=0, layers=layers, n_steps=3, seed=0, fit=cfg.train,
+        sae=SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=cfg.sweep.k[0]),
+        layer_scale=dict.fromkeys(layers, 1.0), window_chunks=cfg.sweep.window_chunks,
+        checkpoint_seconds=1.0, train_store=folder / "train.zarr",
+        validation_store=folder / "validation.zarr",
+        row_filter=RowFilter(Hygiene(), (0,), medians), folder=folder / "trial",
+    )
+    def work():
+        actor = Trainer(trial)
+        actor.advance(3)
+        actor.save()
+        actor.finish()
+    return work, memory.trainer(cfg, shape, specs["train"])
+
+work, planned = globals()[kind]()
+baseline = peak = resident()
+over = threading.Event()
+def watch():
+    global peak
+    while not over.wait(0.002):
+        peak = max(peak, resident())
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+    work()
+finally:
+    over.set()
+    watcher.join()
+print(peak - baseline, planned.host)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model of random weights, and a run whose shards are too large for the heap to keep."""
+    folder = tmp_path_factory.mktemp("memory")
+    torch.manual_seed(0)
+    cfg = GPTNeoXConfig(
+        vocab_size=500,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=512,
+        max_position_embeddings=128,
+    )
+    GPTNeoXModel(cfg).save_pretrained(folder / "model")
+    harvest = {"tokens": 250_000, "pilot_tokens": 250_000, "validation_tokens": 10_000}
+    run = {
+        "run_dir": str(folder / "run"),
+        "model": {"name": str(folder / "model")},
+        "corpus": {"source": "stdlib"},
+        "harvest": {**harvest, "chunk_mib": 1, "shard_mib": 32},
+        "group": {"n_groups": 1, "last_layer": "grouped"},
+        "sweep": {"d_sae": 16_384, "k": [32]},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actor", ["harvester", "trainer"])  # the second reads what the first wrote
+def test_peak_memory_is_within_a_quarter_of_the_plan(folder: Path, actor: str):
+    output = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), actor],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    seen, planned = map(int, output.split()[-2:])
+    assert planned == pytest.approx(seen, rel=0.25), f"seen {seen:,}, planned {planned:,}"
