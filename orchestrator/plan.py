@@ -212,11 +212,11 @@ def _bytes_under(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int) -> str:
     """Bytes for people: three figures, in decimal units."""
-    unit = "B"
+    left, unit = n_bytes * 1.0, "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
+        if left < 1000 or unit == "TB":
             break
-        n_bytes /= 1000
-    return f"{n_bytes:,.3g} {unit}" if n_bytes < 1000 else f"{n_bytes:,.0f} {unit}"
+        left /= 1000
+    return f"{left:,.3g} {unit}" if left < 1000 else f"{left:,.0f} {unit}"

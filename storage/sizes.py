@@ -17,8 +17,9 @@ def store_bytes(spec: StoreSpec) -> dict[str, int]:
     """
     chunk_bytes = spec.chunk_rows * spec.d_model * stored_dtype(spec.dtype).itemsize
     full, rest = divmod(spec.n_chunks, spec.chunks_per_shard)
-    chunks = [spec.chunks_per_shard] * full + [rest] * bool(rest)
-    x = sum(shard_file_bytes(n, chunk_bytes, spec.chunks_per_shard) for n in chunks)
+    x = full * shard_file_bytes(spec.chunks_per_shard, chunk_bytes, spec.chunks_per_shard)
+    if rest:
+        x += shard_file_bytes(rest, chunk_bytes, spec.chunks_per_shard)
     columns = {
         name: spec.n_shards * (spec.shard_rows * dtype.itemsize + CHECKSUM_BYTES)
         for name, dtype in spec.columns.items()

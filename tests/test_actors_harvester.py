@@ -153,7 +153,11 @@ def test_shards_harvested_at_once_are_the_same_bytes(tmp_path, model, tokens):
     other = ActivationStore.create(tmp_path / "2", spec)
     harvester = Harvester(model, tokens, 100)
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        list(pool.map(lambda shard: harvester.harvest(other.place.folder, shard), range(spec.n_shards)))
+        list(
+            pool.map(
+                lambda shard: harvester.harvest(other.place.folder, shard), range(spec.n_shards)
+            )
+        )
     assert files_of(one.place.folder) == files_of(other.place.folder)
 
 
@@ -231,7 +235,9 @@ def test_a_killed_harvest_ends_with_the_bytes_of_an_unbroken_one(tmp_path, model
         time.sleep(0.001)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL, "the harvest was over before it could be killed"
-    committed = {path: path.stat().st_mtime_ns for path in store.place.folder.glob("commits/*.json")}
+    committed = {
+        path: path.stat().st_mtime_ns for path in store.place.folder.glob("commits/*.json")
+    }
 
     harvester = Harvester(model, tokens, 100)
     receipts = [harvester.harvest(store.place.folder, shard) for shard in range(spec.n_shards)]
@@ -273,7 +279,8 @@ def test_values_too_large_for_the_dtype_are_clipped_and_counted(tmp_path, model,
     records = half.committed().values()
     assert sum(record.layers[1].n_clipped for record in records) == too_large.sum() > 0
     assert (
-        sum(harvester.harvest(half.place.folder, shard).n_clipped for shard in range(7)) == too_large.sum()
+        sum(harvester.harvest(half.place.folder, shard).n_clipped for shard in range(7))
+        == too_large.sum()
     )
     stored = np.abs(half.read("layers/1", 0, half.spec.n_rows))
     assert (stored[too_large] == 65504 / 2**16).all()

@@ -108,14 +108,14 @@ def folder(tmp_path_factory) -> Path:
         max_position_embeddings=128,
     )
     GPTNeoXModel(cfg).save_pretrained(folder / "model")
-    harvest = {"tokens": 250_000, "pilot_tokens": 250_000, "validation_tokens": 10_000}
+    harvest = {"tokens": 250_000, "pilot_tokens": 250_000, "validation_tokens": 2_000}
     run = {
         "run_dir": str(folder / "run"),
         "model": {"name": str(folder / "model")},
         "corpus": {"source": "stdlib"},
         "harvest": {**harvest, "chunk_mib": 1, "shard_mib": 32},
         "group": {"n_groups": 1, "last_layer": "grouped"},
-        "sweep": {"d_sae": 16_384, "k": [32]},
+        "sweep": {"d_sae": 8_192, "k": [32]},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     return folder

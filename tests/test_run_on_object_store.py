@@ -53,7 +53,7 @@ def test_a_run_in_a_bucket_leaves_no_store_on_the_disk_and_no_credentials_anywhe
 @pytest.mark.parametrize(
     ("store", "told"),
     [
-        ("ftp://x/y", "harvest: store: a store at ftp:// is of no known kind"),
+        ("ftp://x/y", "harvest.store: a store at ftp:// is of no known kind"),
         (f"s3://no-such-{BUCKET}/x", "there is no such bucket"),
     ],
 )

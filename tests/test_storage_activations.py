@@ -101,7 +101,9 @@ def test_size_on_disk_is_what_the_specification_foretells(tmp_path):
     for groups in ({}, GROUPED):
         store = filled_store(tmp_path / f"s{len(groups)}", small_spec(dtype="bfloat16", **groups))
         data = sum(
-            p.stat().st_size for p in store.place.folder.rglob("*") if "c" in p.parts and p.is_file()
+            p.stat().st_size
+            for p in store.place.folder.rglob("*")
+            if "c" in p.parts and p.is_file()
         )
         assert data == store.spec.n_bytes
         assert data == sum(record.n_bytes for record in store.committed().values())
@@ -187,7 +189,9 @@ def test_create_that_was_killed_starts_over(tmp_path):
     with pytest.raises(StoreError, match="there is no activation store"):
         ActivationStore.open(store.place.folder)
     filled_store(tmp_path / "s", small_spec())
-    assert files_of(tmp_path / "s") == files_of(filled_store(tmp_path / "t", small_spec()).place.folder)
+    assert files_of(tmp_path / "s") == files_of(
+        filled_store(tmp_path / "t", small_spec()).place.folder
+    )
 
 
 def test_activations_that_are_not_finite_are_refused_by_layer(tmp_path):

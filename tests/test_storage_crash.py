@@ -116,7 +116,9 @@ def test_a_disk_that_is_full_while_text_is_packed_leaves_no_store(small_disk):
     spec = TokenSpec(context=64, first_position=0, separator_id=None, special_ids=(), tokenizer="x")
     ids = np.random.default_rng(0).integers(0, 2**31, (4096, 64), np.uint32)
     path = small_disk / "tokens.zarr"
-    with pytest.raises(StoreError, match=r"tokens\.zarr/train/ids/c/0/0 can't be written \(No space left"):
+    with pytest.raises(
+        StoreError, match=r"tokens\.zarr/train/ids/c/0/0 can't be written \(No space left"
+    ):
         pack(path, spec, ids)
     assert not (path / "zarr.json").exists()
     pack(path, spec, ids[:64])
@@ -150,4 +152,6 @@ def test_a_file_that_may_not_grow_leaves_the_shard_uncommitted(tmp_path):
     assert store.missing() == [0, 1, 2, 3]
     assert not list(store.place.folder.rglob("*.partial"))
     filled_store(store.place.folder, small_spec())
-    assert files_of(store.place.folder) == files_of(filled_store(tmp_path / "t", small_spec()).place.folder)
+    assert files_of(store.place.folder) == files_of(
+        filled_store(tmp_path / "t", small_spec()).place.folder
+    )

@@ -135,7 +135,9 @@ def test_damage_in_a_bucket_is_named_and_mended(tmp_path, bucket):
     flipped = bytearray(whole[name])
     flipped[10] ^= 1
     bucket.write(name, [bytes(flipped)])
-    assert damages(bucket) == [f"groups/0/x, shard 1, chunk 0: its checksum does not match ({name})"]
+    assert damages(bucket) == [
+        f"groups/0/x, shard 1, chunk 0: its checksum does not match ({name})"
+    ]
     start, stop = SPEC.shard_range(1)
     with pytest.raises(StoreError, match="are damaged"):
         ActivationStore.open(bucket).read("groups/0", start, stop)
