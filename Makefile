@@ -15,7 +15,7 @@ test: $(READY)  ## All tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu and not crash"
 
 .PHONY: test-crash
-test-crash: $(READY)  ## Destruction tests, longer than those in `make test`
+test-crash: $(READY)  ## The long forms: destruction of stores, a whole run in a bucket
 	$(BIN)/python -m pytest -m crash
 
 lint: $(READY)  ## Style, types and the layering of the folders

@@ -11,7 +11,8 @@ from tests.runs import SMALL_RUN, strata, write_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.crash
+@pytest.mark.timeout(900)
 def test_a_run_in_a_bucket_leaves_no_store_on_the_disk_and_no_credentials_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
