@@ -223,7 +223,7 @@ def test_an_encoder_is_told_from_its_configuration_and_predicts_nothing(folders,
 def test_an_encoder_is_evaluated_without_cross_entropy(folders, tmp_path):
     tokens = random_tokens(tmp_path / "tokens.zarr", 6, split="validation")
     source = ModelSource(name=folders["bert"])
-    store = harvested(tmp_path / "s", source, tokens, "validation").path
+    store = harvested(tmp_path / "s", source, tokens, "validation").place
     checkpoint.save(
         tmp_path / "sae",
         SparseAutoencoder(SaeConfig(d_model=D_MODEL, d_sae=24, k=3), {1: 0.5}, seed=0),

@@ -55,6 +55,13 @@ def harvester():
         jobs += [(folder / f"{name}.zarr", shard) for shard in store.missing()]
     def work():
         actor = Harvester(cfg.model, folder / "tokens.zarr", cfg.harvest.batch_tokens)
+        write = ActivationStore.write_shard
+        def write_late(*shard):  # a disk slower than the model: as many shards meet as ever can
+            time.sleep(0.1)
+            while actor._computing.locked():
+                time.sleep(0.01)
+            return write(*shard)
+        ActivationStore.write_shard = write_late
         with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
             list(pool.map(lambda job: actor.harvest(*job), jobs))
     return work, memory.harvester(cfg, shape, parameter_count(cfg.model), specs)
