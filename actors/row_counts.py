@@ -10,16 +10,16 @@ from storage.places import Location
 def count_rows(store: Location, row_filter: RowFilter) -> dict[str, dict[str, int]]:
     """Per array: `stored` rows, those `used`, and those dropped by the filter's reasons.
 
-    A row that is dropped for several reasons counts for the first, so that the figures add up.
+    Of the shards that are committed. A row that is dropped for several reasons counts for the first, so that the figures add up.
 
     Raises:
-        StoreError: If a shard isn't committed or is damaged.
+        StoreError: If a shard is damaged.
     """
     opened = ActivationStore.open(store)
     counts: dict[str, dict[str, int]] = {}
     for array in opened.spec.arrays:
         total: dict[str, int] = {"stored": 0, "used": 0}
-        for shard in range(opened.spec.n_shards):
+        for shard in opened.committed():
             span = opened.spec.shard_range(shard)
             reasons = row_filter.dropped(
                 opened.column("token_id", *span),

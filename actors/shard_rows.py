@@ -4,23 +4,27 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from actors.host_copy import HostCopy
+from storage.encoding import EncodedBlock, EncodedRows, encode
 from storage.layout import StoreSpec
 
 
 class ShardRows:
-    """The rows of one shard, filled batch by batch in reading order."""
+    """The encoded rows of one shard, filled batch by batch in reading order."""
 
     def __init__(self, spec: StoreSpec, shard: int) -> None:
         """Work out which rows each array takes of each layer, and where they stand."""
+        self._spec = spec
         sequence, position = spec.rows_of(shard)
         places = np.argsort(spec.permutation_of(shard))  # of each row in reading order
         context = spec.first_position + spec.rows_per_sequence
         tokens = np.arange(len(places)) // spec.rows_per_sequence * context + position[places]
-        self._arrays = {a: np.empty((len(places), spec.d_model), np.float32) for a in spec.arrays}
+        self._arrays = {
+            array: EncodedRows.empty(len(places), spec.d_model, spec.dtype) for array in spec.arrays
+        }
         self._parts: list[_Part] = []
         for array in spec.arrays:
             layers = spec.row_layers(array, sequence, position)[places]
@@ -28,30 +32,36 @@ class ShardRows:
                 mine = layers == layer
                 self._parts.append(_Part(array, layer, tokens[mine], places[mine]))
         self._n_tokens = 0
-        self._coming: list[tuple[Float32[np.ndarray, "rows d_model"], np.ndarray, HostCopy]] = []
+        self._coming: list[tuple[EncodedRows, Int64[np.ndarray, " rows"], HostCopy]] = []
 
     def add(self, activations: Mapping[int, Float[Tensor, "sequences context d_model"]]) -> None:
-        """Take what is stored of the next sequences; it is put in place at the next call."""
+        """Take what is stored of the next sequences; from a GPU it is there at the next call."""
         start = self._n_tokens
         begun = []
         for part in self._parts:
             x = activations[part.layer].flatten(0, 1)
             self._n_tokens = start + len(x)
             rows, places = part.between(start, self._n_tokens, x.device)
-            begun.append((self._arrays[part.array], places, HostCopy(x[rows])))
+            scale = self._spec.scale_of(part.layer)
+            for span, block in encode(x, rows, scale, self._spec.dtype):
+                target = self._arrays[part.array]
+                if x.is_cuda:
+                    begun.append((target, places[span], HostCopy(block)))
+                else:
+                    target.put(places[span], block)
         # The former copies have come in while the model was busy with these sequences.
         self._place()
         self._coming = begun
 
-    def finish(self) -> dict[str, Float32[np.ndarray, "rows d_model"]]:
+    def finish(self) -> dict[str, EncodedRows]:
         """Every array's rows, in the order in which they are stored."""
         self._place()
         self._coming = []
         return self._arrays
 
     def _place(self) -> None:
-        for array, places, copy in self._coming:
-            array[places] = copy.result()
+        for target, places, copy in self._coming:
+            target.put(places, EncodedBlock(*copy.result()))
 
 
 class _Part:

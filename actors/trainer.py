@@ -8,12 +8,15 @@ bit for bit on a CPU.
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from actors.allocator import keep_freed_memory
 from actors.fidelity import reconstruction_quality
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
@@ -24,6 +27,8 @@ from storage.batches import Cursor, ShuffledBatches
 from storage.files import write_file
 from storage.hygiene import RowFilter
 from storage.places import Location
+from storage.ring import RingReader
+from storage.windows import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,9 @@ class Trial:
     row_filter: RowFilter
     folder: Path
     """Of this trial alone."""
+
+    ring: Location | None = None
+    """Where readers ask for shards, if the training store holds only those that are needed next."""
 
     @property
     def result_file(self) -> Path:
@@ -91,25 +99,29 @@ class Trainer:
         """Continue the trial from its checkpoint, or begin it."""
         torch.set_num_threads(n_threads)
         self.trial, self._device = trial, device
-        self._batches = ShuffledBatches(
+        self._ring = RingReader(trial.ring, trial.id) if trial.ring else None
+        batches = ShuffledBatches(
             ActivationStore.open(trial.train_store),
             f"groups/{trial.group}",
             trial.row_filter,
             batch_rows=trial.fit.batch_tokens,
             window_chunks=trial.window_chunks,
             seed=trial.seed,
+            ring=self._ring,
         )
         self._sae = SparseAutoencoder(trial.sae, trial.layer_scale, seed=trial.seed).to(device)
         self._fit = Fit(self._sae, trial.fit, n_steps=trial.n_steps, seed=trial.seed)
         self._cursor, self._seconds, self._waited = Cursor(epoch=0, step=0), 0.0, 0.0
         self._rows: list[dict[str, Any]] = []
         trial.folder.mkdir(parents=True, exist_ok=True)
-        if (trial.folder / "fit.safetensors").is_file():
+        resumes = (trial.folder / "fit.safetensors").is_file()
+        if resumes:
             self._resume()
-        else:
+        self._stream: Iterator[tuple[Cursor, Batch]] = batches.batches(self._cursor)
+        if not resumes:
             self._begin()
-        self._stream = self._batches.batches(self._cursor)
         self._saved_at = time.monotonic()
+        keep_freed_memory(self._sae.w_dec.nbytes)  # steps make gradients as large, one by one
 
     @property
     def step(self) -> int:
@@ -133,11 +145,10 @@ class Trainer:
         for _ in range(min(n_steps, self.trial.n_steps - self.step)):
             asked = time.monotonic()
             cursor, batch = next(self._stream)
-            x = torch.from_numpy(batch.x).to(self._device)
-            layer = torch.from_numpy(batch.layer).to(self._device)
+            batch = batch.to(self._device)
             waited += time.monotonic() - asked
-            report = self._fit.step(x, layer)
-            rows += len(x)
+            report = self._fit.step(batch.x, batch.layer)
+            rows += len(batch.layer)
             self._cursor = Cursor(epoch=cursor.epoch, step=cursor.step + 1)
         if report is None:
             return self._rows[-1]
@@ -163,6 +174,8 @@ class Trainer:
             `fvu_per_layer`, `l0`, `dead_fraction` (of latents that no validation row uses in any
             layer), `tokens` trained on and `seconds`.
         """
+        if self._ring:
+            self._ring.leave()
         quality = reconstruction_quality(
             self._sae, self.trial.validation_store, self.trial.layers, self.trial.row_filter
         )
@@ -185,9 +198,10 @@ class Trainer:
         return result
 
     def _begin(self) -> None:
-        _, batch = next(self._batches.batches(self._cursor))
-        x, layer = torch.from_numpy(batch.x), torch.from_numpy(batch.layer)
-        self._fit.initialise(x.to(self._device), layer.to(self._device))
+        cursor, batch = next(self._stream)
+        self._stream = chain([(cursor, batch)], self._stream)  # it is trained on as well
+        batch = batch.to(self._device)
+        self._fit.initialise(batch.x, batch.layer)
 
     def _resume(self) -> None:
         state = checkpoint.load_fit(self.trial.folder, self._fit)

@@ -13,11 +13,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.activations import PILOTS
 from storage.activations import ActivationStore
 from storage.codecs import CODECS
 from storage.dtypes import DTYPES, power_of_two_scale
+from storage.encoding import EncodedRows
 from storage.layout import StoreSpec
 
 CHUNK_BYTES = 2**20
@@ -49,7 +51,8 @@ def row(x: np.ndarray, dtype: str, codec: str) -> tuple[float, float, float, flo
     with tempfile.TemporaryDirectory() as folder:
         store = ActivationStore.create(Path(folder) / "s", spec)
         started = time.process_time()
-        record = store.write_shard(0, {"layers/0": x[sequence]}, columns)
+        rows = EncodedRows.of(spec, "layers/0", 0, torch.from_numpy(x[sequence]))
+        record = store.write_shard(0, {"layers/0": rows}, columns)
         written = time.process_time()
         reader = ActivationStore.open(store.place)
         for chunk in range(spec.n_chunks):

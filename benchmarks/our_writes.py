@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.cpu import Turn, serve_turns
 from storage.activations import ActivationStore
+from storage.encoding import EncodedRows
 from storage.layout import StoreSpec
 
 
 def make(arguments: dict[str, Any]) -> Turn:
-    """A store with a shard for every turn; the activations come in float32, as from a harvest."""
-    x = np.load(arguments["data"]).astype(np.float32)
+    """A store with a shard for every turn; the activations come in float16."""
+    x = torch.from_numpy(np.load(arguments["data"]))
     n_sequences, context, d_model = x.shape
     spec = StoreSpec(
         d_model=d_model,
@@ -26,19 +28,20 @@ def make(arguments: dict[str, Any]) -> Turn:
         chunks_per_shard=n_sequences // arguments["sequences_per_chunk"],
         seed=0,
         dtype="float16",
-        scales=(1.0,),
+        scales=(0.5,),  # none of 1, so that scaling is not left out
     )
     store = ActivationStore.create(Path(arguments["folder"]) / "ours.zarr", spec)
-    rows = x.reshape(-1, d_model)
+    rows = x.flatten(0, 1)
 
     def turn(number: int) -> None:
         sequence, position = spec.rows_of(number)
         token_id = np.zeros(len(sequence), np.uint32)
         columns = {"sequence": sequence, "position": position, "token_id": token_id}
-        store.write_shard(number, {"layers/0": rows}, columns)
+        encoded = EncodedRows.of(spec, "layers/0", number, rows)
+        store.write_shard(number, {"layers/0": encoded}, columns)
 
     return turn
 
 
 if __name__ == "__main__":
-    serve_turns(make, ["zarr", "numpy"])
+    serve_turns(make, ["torch", "zarr", "numpy"])

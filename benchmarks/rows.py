@@ -18,8 +18,9 @@ class Row:
     at_least: float | None
     aim: float | None
     seconds: list[float]
-    """Medians: ours, theirs. Bytes, in a row about memory."""
+    """Medians: ours, theirs. In `unit`, where that is not seconds."""
     versions: dict[str, str]
+    unit: str = "s"
 
     @property
     def passes(self) -> bool:
@@ -33,7 +34,8 @@ def show(rows: Sequence[Row]) -> None:
     print(f"\n{'ours':{width}} {'against':24} {'ours':>9} {'theirs':>9} {'ratio':>6} least   aim")
     for row in rows:
         figures = [
-            f"{v / 2**20:6.0f} MB" if "memory" in row.name else f"{v:7.3f} s" for v in row.seconds
+            f"{v / 2**20:6.0f} MB" if row.unit == "bytes" else f"{v:7.3f} {row.unit:2}"
+            for v in row.seconds
         ]
         bounds = " ".join("    -" if v is None else f"{v:5.2f}" for v in (row.at_least, row.aim))
         verdict = "" if row.passes else "  BELOW"

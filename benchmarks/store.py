@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import harvest, writing
+from benchmarks import harvest, mixing, reading, writing
+from benchmarks.read_data import Size as ReadSize
 from benchmarks.rows import Row, show, write
 from benchmarks.worker import ROOT
 
@@ -19,7 +20,12 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5, help="timed turns of each contender")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="of the model in the harvest's rows")
-    parser.add_argument("--only", nargs="+", choices=["harvest", "writing"], help="by default all")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=["harvest", "writing", "reading", "mixing"],
+        help="by default all",
+    )
     parser.add_argument("--shards", type=int, default=4, help="of one harvest, of 16 sequences")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/store.json")
     options = parser.parse_args()
@@ -28,6 +34,8 @@ def main() -> int:
             harvest.Size(n_shards=options.shards), options.pairs, options.threads, options.device
         ),
         "writing": lambda: writing.measure(writing.Size(), options.pairs),
+        "mixing": mixing.measure,
+        "reading": lambda: reading.measure(ReadSize(), options.pairs),
     }
     rows: list[Row] = []
     for name in options.only or parts:

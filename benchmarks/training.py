@@ -182,6 +182,7 @@ def measure_memory(size: Size, threads: int, data: Path) -> list[Row]:
                 ratio=smaller / ours,
                 seconds=[ours, smaller],
                 versions=versions,
+                unit="bytes",
                 **bounds,
             )
         )

@@ -2,14 +2,11 @@
 
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
@@ -121,79 +118,3 @@ class Placement:
     def device(self) -> str:
         """Where an actor computes. Ray decides which GPU `cuda` means inside the actor."""
         return "cuda" if self.gpus else "cpu"
-
-
-def work(
-    placement: Placement,
-    actor: type,
-    arguments: Sequence[Any],
-    method: str,
-    jobs: Iterable[tuple[Any, ...]],
-    n_actors: int | None = None,
-    at_once: int = 1,
-) -> Iterator[Any]:
-    """Results of `actor(*arguments).method(*job)` for every job, as they come, from a pool of actors.
-
-    A pure work list: an actor that dies is restarted and its jobs done again, so jobs must be
-    idempotent. An actor has two jobs, of which it does `at_once` at a time, in threads; that is all
-    the queueing there is.
-
-    Raises:
-        Exception: What the method raised, as itself.
-    """
-    todo = list(jobs)
-    if not todo:
-        return
-    n_actors = min(n_actors or placement.capacity, placement.capacity, len(todo))
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_concurrency": at_once}
-    remote = ray.remote(max_restarts=3, max_task_retries=3, **options)(_Worker)
-    pool: list[Any] = [remote.remote(actor, arguments) for _ in range(n_actors)]
-    waiting = iter(todo)
-    inflight: dict[ray.ObjectRef, Any] = {}
-
-    def submit(member: Any) -> None:
-        for job in waiting:
-            inflight[member.do.remote(method, job)] = member
-            return
-
-    for member in pool * 2:
-        submit(member)
-    try:
-        while inflight:
-            [ready], _ = ray.wait(list(inflight), num_returns=1)
-            member = inflight.pop(ready)
-            try:
-                yield ray.get(ready)
-            except RayTaskError as error:
-                raise (error.cause or error) from None
-            submit(member)
-    finally:
-        if (
-            ray.is_initialized()
-        ):  # a generator may be closed late, and killing would start a new Ray
-            for member in pool:
-                ray.kill(member)
-
-
-def call(
-    placement: Placement, actor: type, arguments: Sequence[Any], method: str, *job: Any
-) -> Any:
-    """The result of one method of one actor, as `work` does it."""
-    return next(work(placement, actor, arguments, method, [job], 1))
-
-
-class _Worker:
-    """Builds its actor at the first job.
-
-    So what a constructor raises reaches the driver as itself; Ray would keep only its text.
-    """
-
-    def __init__(self, actor: type, arguments: Sequence[Any]) -> None:
-        self._actor, self._arguments, self._instance = actor, arguments, None
-        self._building = Lock()
-
-    def do(self, method: str, job: tuple[Any, ...]) -> Any:
-        with self._building:
-            if self._instance is None:
-                self._instance = self._actor(*self._arguments)
-        return getattr(self._instance, method)(*job)

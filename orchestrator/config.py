@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, ByteSize, Discriminator, Field, Tag, TypeAdapter
 
 from actors.corpus import FilesCorpus, HubCorpus, StdlibCorpus
 from actors.grouping import GroupConfig
@@ -22,6 +22,9 @@ from storage.places import place
 
 Positive = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=10**12)]
+Bytes = Annotated[
+    int, Field(ge=1), BeforeValidator(lambda value: TypeAdapter(ByteSize).validate_python(value))
+]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Corpus = Annotated[StdlibCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
 EncoderShape = Annotated[
@@ -64,6 +67,10 @@ class HarvestConfig:
     store: str | None = None
     """Where tokens and activations lie: a folder, or s3://, gs:// or az://BUCKET/PREFIX; by default
     the run directory. One run has it for itself."""
+
+    disk_budget: Bytes | None = None
+    """Most bytes that the training store may take, such as 200GB; beyond, it is harvested beside
+    training, and shards are released that every trial has passed. By default it is kept whole."""
 
     def __post_init__(self) -> None:
         """Refuse shards smaller than their chunks, what pcodec can't compress, and URLs of no store."""
@@ -222,5 +229,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-FREE_SETTINGS = ("run_dir", "compute", "tracking", "model.device_map", "harvest.store")
+FREE_SETTINGS = (
+    *("run_dir", "compute", "tracking", "model.device_map", "harvest.store", "harvest.disk_budget"),
+)
 """What may change between two calls that continue one run: none of it changes the results."""

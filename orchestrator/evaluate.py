@@ -5,8 +5,7 @@ from typing import Any
 
 from actors.evaluator import Evaluator
 from actors.trainer import Trial
-from orchestrator import cluster
-from orchestrator.cluster import Placement
+from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import read_json, write_json
 from orchestrator.session import Session
@@ -17,7 +16,7 @@ Evaluations = dict[str, dict[int, dict[str, Any]]]
 
 
 def evaluate(
-    session: Session, winners: list[Trial], row_filter: RowFilter, placement: Placement
+    session: Session, winners: list[Trial], row_filter: RowFilter, pool: Pool
 ) -> Evaluations:
     """Reports of all winners; those that are on disk are not made again."""
     cfg, run = session.cfg, session.run
@@ -36,12 +35,12 @@ def evaluate(
             session.say(f"evaluate  {n} evaluations are there already, {len(missing)} to go")
         arguments = (
             *(cfg.model, run.tokens, run.validation, row_filter, cfg.evaluate.sequences),
-            *(cfg.harvest.batch_tokens, placement.device, placement.cpus),
+            *(cfg.harvest.batch_tokens, pool.placement.device, pool.placement.cpus),
         )
         title, unit = "evaluate", "evaluations"
         with run.timed(title), stage(session.console, title, len(missing), unit) as progress:
             jobs = [(trial.id, trial.folder / "sae", layer) for trial, layer in missing]
-            reports = cluster.work(placement, _Named, (arguments,), "evaluate", jobs)
+            reports = pool.work(_Named, (arguments,), "evaluate", jobs)
             for name, layer, report in reports:
                 write_json(_file(session, name, layer), asdict(report))
                 progress.advance(1, f"{name} layer {layer}")

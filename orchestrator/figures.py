@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from actors.grouper import DistanceReport
 from actors.grouping import Grouping
+from orchestrator.summary_page import encoder_label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -108,14 +109,6 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="step", ylabel="FVU of the batch", title="Training of the winners")
     return figure
-
-
-def encoder_label(result: Mapping[str, Any]) -> str:
-    """`dense`, or the Kronecker shape as `kron 64x4x4`."""
-    if result["encoder"] == "dense":
-        return "dense"
-    other = "" if result["activation"] == "mand" else f" {result['activation']}"
-    return f"kron {result['h']}x{result['m']}x{result['n']}{other}"
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

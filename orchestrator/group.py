@@ -5,10 +5,9 @@ from typing import Any
 
 from actors.grouper import DistanceReport, Grouper
 from actors.grouping import Grouping, LayerGroup, choose
-from orchestrator import cluster
-from orchestrator.cluster import Placement
 from orchestrator.errors import UserError
 from orchestrator.figures import amad_curve, distance_matrix
+from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session
 from storage.hygiene import RowFilter
@@ -29,13 +28,13 @@ class GroupStage:
         return tuple(group.layers for group in self.grouping.groups)
 
 
-def group(session: Session, tokens: TokenStore, placement: Placement) -> GroupStage:
+def group(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
     """The groups of layers, from `groups.json` if they are there already."""
     if session.run.groups.is_file():
         found = load_groups(session.run)
     else:
         with session.run.timed("group"):
-            found = _measured(session, tokens, placement)
+            found = _measured(session, tokens, pool)
             write_json(session.run.groups, _to_json(found))
         session.say(
             f"group     {len(found.grouping.groups)} groups, AMAD {found.grouping.amad:.3f}: "
@@ -45,13 +44,11 @@ def group(session: Session, tokens: TokenStore, placement: Placement) -> GroupSt
     return found
 
 
-def _measured(session: Session, tokens: TokenStore, placement: Placement) -> GroupStage:
+def _measured(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
     pilot, cfg = session.run.pilot, session.cfg
-    medians = cluster.call(placement, Grouper, (pilot,), "median_norms")
+    medians = pool.call(Grouper, (pilot,), "median_norms")
     row_filter = RowFilter(cfg.hygiene, tokens.special_ids, medians)
-    report: DistanceReport = cluster.call(
-        placement, Grouper, (pilot, row_filter), "distances", cfg.group.center
-    )
+    report: DistanceReport = pool.call(Grouper, (pilot, row_filter), "distances", cfg.group.center)
     grouping = choose(report.matrix, cfg.group, report.layers)
     return GroupStage(grouping=grouping, report=report, row_filter=row_filter)
 

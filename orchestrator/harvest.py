@@ -4,19 +4,20 @@ Two phases (docs/layout.md): the pilot and validation stores hold every layer of
 training store, made once the groups are known, holds one activation per token and group.
 """
 
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from actors.harvester import SHARDS_AT_ONCE, Harvester
+from actors.harvester import Harvester
 from actors.packer import Packer
 from actors.row_counts import count_rows
-from orchestrator import cluster
-from orchestrator.cluster import Placement
+from orchestrator.pool import Pool
 from orchestrator.progress import bottleneck, stage
+from orchestrator.rounding import int8_cost, told
 from orchestrator.run_directory import write_json
 from orchestrator.session import Session
-from orchestrator.stores import n_sequences, store_spec
+from orchestrator.stores import n_sequences, shards_within, store_spec
 from storage.activations import ActivationStore
 from storage.dtypes import power_of_two_scale
 from storage.hygiene import RowFilter
@@ -42,28 +43,25 @@ def pack(session: Session) -> TokenStore:
     return TokenStore.open(run.tokens)
 
 
-def harvest_pilot(session: Session, tokens: TokenStore, placement: Placement) -> None:
+def harvest_pilot(session: Session, tokens: TokenStore, pool: Pool) -> None:
     """Fill the pilot and validation stores: every layer, a small sample."""
     run = session.run
     if not (has_metadata(run.pilot) and has_metadata(run.validation)):
-        scales = _calibrated_scales(session, tokens, placement)
+        scales = _calibrated_scales(session, tokens, pool)
         for name, path in (("pilot", run.pilot), ("validation", run.validation)):
             ActivationStore.create(path, _spec(session, tokens, name, scales))
-    _fill(session, "pilot", [run.pilot, run.validation], placement)
+    _fill(session, "pilot", [run.pilot, run.validation], pool)
     if session.cfg.harvest.dtype == "int8":
         _tell_rounding(session)
 
 
 def _tell_rounding(session: Session) -> None:
-    """Say what int8 costs: the FVU that rounding alone leaves, against float32 rows."""
-    costs = ActivationStore.open(session.run.validation).rounding_fvu()
-    worst = max(costs, key=lambda layer: costs[layer])
-    mean = sum(costs.values()) / len(costs)
-    session.say(
-        f"harvest   int8: rounding alone costs an FVU of {mean:.2g} on the validation rows, at most "
-        f"{costs[worst]:.2g} (layer {worst})"
+    costs = int8_cost(session.run.validation)
+    assert costs is not None
+    session.say(f"harvest   int8: rounding alone costs {told(costs)}, on the validation rows")
+    session.tracker.metrics(
+        {"rounding_fvu": fmean(costs.values()), "rounding_fvu_worst": max(costs.values())}
     )
-    session.tracker.metrics({"rounding_fvu": mean, "rounding_fvu_worst": costs[worst]})
 
 
 def harvest_train(
@@ -71,13 +69,23 @@ def harvest_train(
     tokens: TokenStore,
     groups: tuple[tuple[int, ...], ...],
     row_filter: RowFilter,
-    placement: Placement,
+    pool: Pool,
 ) -> None:
-    """Fill the training store: one layer's activation per token and group; count what is fit."""
+    """Fill the training store: one layer's activation per token and group.
+
+    With `harvest.disk_budget` too small for all of it, it is only made, and filled beside the sweep.
+    """
     pilot = ActivationStore.open(session.run.pilot).spec
     scales = dict(zip(pilot.layers, pilot.scales, strict=True))
-    ActivationStore.create(session.run.train, _spec(session, tokens, "train", scales, groups))
-    _fill(session, "train", [session.run.train], placement)
+    spec = _spec(session, tokens, "train", scales, groups)
+    ActivationStore.create(session.run.train, spec)
+    if shards_within(session.cfg, spec) is None:
+        _fill(session, "train", [session.run.train], pool)
+        count(session, row_filter)
+
+
+def count(session: Session, row_filter: RowFilter) -> None:
+    """Say, once, how many rows of the training store are fit."""
     if not session.run.rows.is_file():
         counts = count_rows(session.run.train, row_filter)
         _tell_rows(session, counts)
@@ -96,7 +104,7 @@ def _tell_rows(session: Session, counts: dict[str, dict[str, int]]) -> None:
     session.tracker.metrics({"rows_stored": float(stored), "rows_used": float(used), **metrics})
 
 
-def _fill(session: Session, name: str, stores: list[Place], placement: Placement) -> None:
+def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
     """Write the shards that the stores still miss."""
     opened = [ActivationStore.open(path) for path in stores]
     jobs = [
@@ -116,11 +124,9 @@ def _fill(session: Session, name: str, stores: list[Place], placement: Placement
         session.run.timed(f"harvest_{name}"),
         stage(session.console, f"harvest {name}", total * session.context, "tokens") as progress,
     ):
-        arguments = _arguments(session, placement)
-        receipts = cluster.work(
-            *(placement, Harvester, arguments, "harvest", jobs),
-            n_actors=cfg.compute.harvesters,
-            at_once=SHARDS_AT_ONCE,
+        arguments = harvester_arguments(session, pool)
+        receipts = pool.work(
+            *(Harvester, arguments, "harvest", jobs), n_actors=cfg.compute.harvesters, overlap=True
         )
         for receipt in receipts:
             seconds["model"] += receipt.model_seconds
@@ -167,22 +173,20 @@ def _spec(
     )
 
 
-def _calibrated_scales(
-    session: Session, tokens: TokenStore, placement: Placement
-) -> dict[int, float]:
+def _calibrated_scales(session: Session, tokens: TokenStore, pool: Pool) -> dict[int, float]:
     """Powers of two that bring each layer's activations into float16's best range."""
     layers = range(session.shape.n_layers)
     if session.cfg.harvest.dtype != "float16":
         return dict.fromkeys(layers, 1.0)
     sample = np.arange(min(CALIBRATION_SEQUENCES, tokens.n_sequences("train")))
-    norms: dict[int, float] = cluster.call(
-        *(placement, Harvester, _arguments(session, placement)),
-        *("mean_norms", tuple(layers), "train", sample),
+    norms: dict[int, float] = pool.call(
+        Harvester, harvester_arguments(session, pool), "mean_norms", tuple(layers), "train", sample
     )
     return {layer: power_of_two_scale(norms[layer], session.shape.d_model) for layer in layers}
 
 
-def _arguments(session: Session, placement: Placement) -> tuple[Any, ...]:
+def harvester_arguments(session: Session, pool: Pool) -> tuple[Any, ...]:
     """What every harvester is made with."""
-    cfg, device = session.cfg, placement.device
-    return cfg.model, session.run.tokens, cfg.harvest.batch_tokens, device, placement.cpus
+    cfg, placement = session.cfg, pool.placement
+    batch = cfg.harvest.batch_tokens
+    return cfg.model, session.run.tokens, batch, placement.device, placement.cpus

@@ -22,10 +22,10 @@ _FLOAT = 4
 _INDEX = 8
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 
-_BLOCK_WIDTHS = 12
+_BLOCK_WIDTHS = 16
 """Widths of d_model that a transformer block holds at once per token: an MLP of 4, twice, and 4."""
 
-_STEP_WIDTHS = 10
+_STEP_WIDTHS = 16
 """The same of a training step: the batch, its scaled form, reconstruction, residual, gradients."""
 
 _ENTRY_BYTES = 80
@@ -71,10 +71,11 @@ def _batch_bytes(cfg: RunConfig, shape: ModelShape) -> int:
 
 
 def _shards_under_way(specs: tuple[StoreSpec, ...]) -> int:
-    """The largest `SHARDS_AT_ONCE` shards of a stage, in float32, with the places of their rows."""
+    """The largest `SHARDS_AT_ONCE` shards of a stage, encoded, with the places of their rows."""
     sizes: list[int] = []
     for spec in specs:
-        row = len(spec.arrays) * (spec.d_model * _FLOAT + 2 * _INDEX)
+        noted = 2 * _INDEX + _FLOAT + _INDEX  # where the row comes from and goes; norm and clipped
+        row = len(spec.arrays) * (spec.d_model * stored_dtype(spec.dtype).itemsize + noted)
         left = spec.n_rows
         for _ in range(min(SHARDS_AT_ONCE, spec.n_shards)):
             sizes.append(min(spec.shard_rows, left) * row)
@@ -101,12 +102,21 @@ def trainer(cfg: RunConfig, shape: ModelShape, train: StoreSpec) -> ActorMemory:
         largest.k + auxk_size(shape.d_model) * bool(cfg.train.auxk_coefficient) // 4
     )
     step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES + _SCORE_BYTES
-    chunk_rows = min(cfg.sweep.window_chunks * train.chunk_rows, train.n_rows)
-    row = shape.d_model * stored_dtype(train.dtype).itemsize + 2 * _INDEX
-    window = chunk_rows * row + 2 * tokens * shape.d_model * _FLOAT
+    window = _windows_bytes(cfg, train) + 2 * tokens * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_actor:
         return ActorMemory(host=window + copy, device=state + copy + step)
     return ActorMemory(host=window + state + max(copy, step), device=0)
+
+
+def _windows_bytes(cfg: RunConfig, train: StoreSpec) -> int:
+    """The window that is served and the next: what is noted of their rows, and perhaps the rows.
+
+    Chunks that are read in place stay in the system's memory of files, which it takes back.
+    """
+    in_place = train.codec == "none" and "://" not in str(cfg.harvest.store or "")
+    width = 0 if in_place else train.d_model * stored_dtype(train.dtype).itemsize
+    rows = min(2 * cfg.sweep.window_chunks * train.chunk_rows, train.n_rows)
+    return rows * (width + 3 * _INDEX)
 
 
 def grouper(pilot: StoreSpec) -> ActorMemory:

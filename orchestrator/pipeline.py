@@ -3,8 +3,6 @@
 Every stage does what is missing and nothing else, so the same call continues a run after anything.
 """
 
-from pathlib import Path
-
 from rich.console import Console
 
 from actors.language_model import describe
@@ -14,8 +12,9 @@ from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
 from orchestrator.evaluate import evaluate
 from orchestrator.group import group
+from orchestrator.pool import Pool
 from orchestrator.report import write_report
-from orchestrator.run_directory import RunDirectory, read_json, write_json
+from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
 from orchestrator.sweep import candidates, sweep, winners
 from orchestrator.tracking import Tracker
@@ -25,11 +24,7 @@ STAGES = ("group", "harvest", "sweep", "run")
 
 
 def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
-    """Do everything that is missing, up to and with the stage `until` (one of `STAGES`)."""
-    if (cfg.run_dir / "summary.json").is_file():
-        finished = RunDirectory.claim(cfg)
-        if read_json(finished.summary)["mlflow"]["complete"] and not finished.damage.is_file():
-            return finished
+    """Do what an unfinished run lacks, up to and with the stage `until` (one of `STAGES`)."""
     console.print(f"strata    {cfg.run_dir}: {cfg.model.name}", highlight=False, soft_wrap=True)
     shape = describe(cfg.model)
     check_weights(cfg.model)
@@ -41,7 +36,7 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
     try:
         with cluster.connected(cfg.compute):
-            _stages(session, Placement.of(cfg.compute), STAGES.index(until))
+            _stages(session, Pool(Placement.of(cfg.compute)), STAGES.index(until))
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -50,37 +45,29 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     return directory
 
 
-def _stages(session: Session, placement: Placement, until: int) -> None:
+def _stages(session: Session, pool: Pool, until: int) -> None:
     run = session.run
     tokens = harvest.pack(session)
-    harvest.harvest_pilot(session, tokens, placement)
-    groups = group(session, tokens, placement)
+    harvest.harvest_pilot(session, tokens, pool)
+    groups = group(session, tokens, pool)
     if until < STAGES.index("harvest"):
         return
-    harvest.harvest_train(session, tokens, groups.partition, groups.row_filter, placement)
+    harvest.harvest_train(session, tokens, groups.partition, groups.row_filter, pool)
     if until < STAGES.index("sweep"):
         return
     trials = candidates(session, groups.grouping, groups.report.mean_norm, groups.row_filter)
-    results = sweep(session, trials, placement)
+    results = sweep(session, trials, pool)
+    harvest.count(session, groups.row_filter)  # with a disk budget the rows came only now
     for trial, result in zip(trials, results, strict=True):
         session.tracker.trial_result(trial.settings(), result)
     if until < STAGES.index("run"):
         return
     best = winners(results, session.cfg.sweep.winner)
     chosen = [trial for trial in trials if trial.id in {result["trial"] for result in best}]
-    evaluations = evaluate(session, chosen, groups.row_filter, placement)
+    evaluations = evaluate(session, chosen, groups.row_filter, pool)
     data = summary.summarise(session, groups, results, best, evaluations)
     write_report(run, groups, results, data)
     summary.track(session, results, data)
     session.tracker.finish("FINISHED")
     data["mlflow"]["complete"] = session.tracker.complete
     write_json(run.summary, data)
-
-
-def demo_config() -> Path:
-    """The embedded example: in a checkout beside this folder, in a wheel inside it."""
-    here = Path(__file__).resolve().parent
-    for base in (here.parent, here):
-        if (base / "examples" / "demo.yaml").is_file():
-            return base / "examples" / "demo.yaml"
-    raise FileNotFoundError("examples/demo.yaml is missing from this installation")

@@ -11,7 +11,7 @@ from orchestrator import memory
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.memory import IMPORTED_BYTES, ActorMemory
-from orchestrator.stores import store_spec
+from orchestrator.stores import shards_within, store_spec
 from sae.config import SaeConfig
 from storage.layout import StoreSpec
 from storage.places import place
@@ -72,7 +72,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
 
     Raises:
         UserError: If the context is longer than the model's or dropped whole, or the model has too
-            few layers.
+            few layers, or the disk budget has no room for what readers need.
     """
     context = cfg.harvest.context or shape.context
     n_groups = _checked_groups(cfg, shape, context)
@@ -100,6 +100,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         disk_bytes={
             "tokens": _token_bytes(shape, context, specs),
             **{name: sum(sizes.values()) for name, sizes in arrays.items()},
+            **_within_budget(cfg, specs["train"], n_groups),
             "trials": _trial_bytes(cfg, shape) * n_groups,
         },
         actors={
@@ -112,6 +113,19 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         n_trials=n_trials,
         harvest_tokens=context * sum(spec.n_sequences for spec in specs.values()),
     )
+
+
+def _within_budget(cfg: RunConfig, spec: StoreSpec, n_groups: int) -> dict[str, int]:
+    """Bytes of the training store where a budget bounds them.
+
+    Whether the budget is enough is checked where the groups are known; else before the train harvest.
+    """
+    budget = cfg.harvest.disk_budget
+    if budget is None or spec.n_bytes <= budget:
+        return {}
+    if cfg.group.n_groups == n_groups:
+        shards_within(cfg, spec)
+    return {"train": budget}
 
 
 def _checked_groups(cfg: RunConfig, shape: ModelShape, context: int) -> int:

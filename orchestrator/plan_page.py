@@ -4,8 +4,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.estimate import Estimate, duration
 from orchestrator.memory import IMPORTED_BYTES
 from orchestrator.plan import Plan, free_disk_bytes, size
+from orchestrator.rounding import told
 
 
 def show(console: Console, figures: Plan) -> None:
@@ -43,6 +45,27 @@ def show(console: Console, figures: Plan) -> None:
             f"{figures.n_actors[kind]} at a time"
         )
     lines.append(f"        {size(available)} available here")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def show_rounding(console: Console, costs: dict[int, float] | None) -> None:
+    """Print what harvest.dtype: int8 would cost, or costs, where rows are there to measure it on."""
+    known = told(costs) if costs else "known once the validation rows are harvested"
+    console.print(f"int8:   cost of rounding: {known}", highlight=False, soft_wrap=True)
+
+
+def show_time(console: Console, expected: Estimate) -> None:
+    """Print how long a run will take."""
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in expected.step_rates.items())
+    stages = (
+        f"harvest {duration(expected.harvest)}, sweep {duration(expected.sweep)}, "
+        f"evaluate {duration(expected.evaluate)}"
+    )
+    lines = [
+        f"time:   about {duration(expected.total)}: {stages}",
+        f"        at {expected.model_rate:,.0f} tokens/s per harvester and {rates} tokens/s per trainer",
+        "        (measured here just now; other machines differ)",
+    ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from orchestrator import figures
 from orchestrator.group import GroupStage, load_groups
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
+from orchestrator.summary_page import encoder_label
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -29,7 +30,7 @@ def write_report(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["encoder"] = figures.encoder_label
+    environment.filters["encoder"] = encoder_label
     threshold = yaml.safe_load(config)["group"]["threshold"]
     best = [group["best"]["trial"] for group in data["groups"]]
     page = environment.get_template("report.html.j2").render(

@@ -58,6 +58,19 @@ class RunDirectory:
             run._own(run.store.hasty, dumped)
         return run
 
+    @classmethod
+    def finished(cls, cfg: RunConfig) -> "RunDirectory | None":
+        """The directory of `cfg`, claimed, if its run is finished, told to MLflow and undamaged.
+
+        Raises:
+            UserError: As `claim`.
+        """
+        if not cls.of(cfg).summary.is_file():
+            return None
+        run = cls.claim(cfg)
+        complete = read_json(run.summary)["mlflow"]["complete"] and not run.damage.is_file()
+        return run if complete else None
+
     def _own(self, where: Place, dumped: str) -> None:
         """Write the configuration there, or compare it with the one that is there.
 
@@ -89,6 +102,11 @@ class RunDirectory:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def ring(self) -> Place:
+        """Where trials say which shards they need, while there is a disk budget."""
+        return place(self.path / "ring")
 
     @property
     def tokens(self) -> Place:

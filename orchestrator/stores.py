@@ -4,8 +4,10 @@ import math
 
 from actors.language_model import ModelShape
 from orchestrator.config import RunConfig
+from orchestrator.errors import UserError
 from storage.dtypes import stored_dtype
 from storage.layout import StoreSpec
+from storage.windows import segments
 
 
 def n_sequences(cfg: RunConfig, rows_per_sequence: int) -> dict[str, int]:
@@ -62,3 +64,25 @@ def store_spec(
         codec=cfg.harvest.codec,
         scales=tuple(scales[layer] for layer in layers),
     )
+
+
+def shards_within(cfg: RunConfig, spec: StoreSpec) -> int | None:
+    """Shards of the training store that may be there at a time; None if all may.
+
+    Raises:
+        UserError: If these are too few for a segment that is in use and the next.
+    """
+    budget = cfg.harvest.disk_budget
+    if budget is None or spec.n_bytes <= budget:
+        return None
+    columns = sum(dtype.itemsize for dtype in spec.columns.values()) * spec.n_rows
+    each = spec.shard_bytes(0)
+    room = (budget - columns) // each
+    needed = sum(len(segment) for segment in segments(spec.n_shards, cfg.sweep.window_chunks)[:2])
+    if room < needed:
+        raise UserError(
+            f"harvest.disk_budget: {budget:,} bytes have room for {max(0, room)} shards of the training "
+            f"store ({each:,} bytes each) beside its columns, and readers need {needed} at a time; raise it "
+            f"to {columns + needed * each:,}, or lower sweep.window_chunks or harvest.shard_mib"
+        )
+    return room

@@ -16,11 +16,15 @@ from actors.errors import InputError
 from actors.grouping import Grouping
 from actors.trainer import Trainer, Trial
 from orchestrator.cluster import Placement
+from orchestrator.pool import Pool
 from orchestrator.progress import StageProgress, stage
+from orchestrator.ring import harvesting_beside
 from orchestrator.run_directory import read_json
 from orchestrator.session import Session
+from orchestrator.stores import shards_within
 from orchestrator.tracking import Tracker
 from sae.config import KronShape, SaeConfig
+from storage.activations import ActivationStore
 from storage.errors import StoreError
 from storage.hygiene import RowFilter
 
@@ -32,6 +36,8 @@ def candidates(
 ) -> list[Trial]:
     """Every trial of the run: groups x k x encoders x selections, in a fixed order."""
     cfg, run = session.cfg, session.run
+    spec = ActivationStore.open(run.train).spec
+    ring = run.ring if shards_within(cfg, spec) else None
     axes = itertools.product(grouping.groups, cfg.sweep.k, cfg.sweep.encoders, cfg.sweep.selection)
     return [
         Trial(
@@ -58,12 +64,13 @@ def candidates(
             validation_store=run.validation,
             row_filter=row_filter,
             folder=run.trials / name,
+            ring=ring,
         )
         for group, k, encoder, selection in axes
     ]
 
 
-def sweep(session: Session, trials: list[Trial], placement: Placement) -> list[dict[str, Any]]:
+def sweep(session: Session, trials: list[Trial], pool: Pool) -> list[dict[str, Any]]:
     """Results of all trials; those without one are trained first, in parallel.
 
     Raises:
@@ -78,8 +85,10 @@ def sweep(session: Session, trials: list[Trial], placement: Placement) -> list[d
         with (
             session.run.timed("sweep"),
             stage(session.console, f"sweep {len(missing)} trials", total, "tokens") as progress,
+            harvesting_beside(session, pool),
         ):
-            _tune(session, missing, placement, progress)
+            pool.free()
+            _tune(session, missing, pool.placement, progress)
             rate, seconds = progress.rate, progress.seconds
         session.say(
             f"sweep     {len(missing)} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all)"

@@ -47,9 +47,7 @@ def evaluate(args: Namespace) -> None:
 
 def demo(args: Namespace) -> None:
     """The whole job on what the installation carries."""
-    from orchestrator.pipeline import demo_config
-
-    args.config = demo_config()
+    args.config = _demo_config()
     _drive(args, "run")
 
 
@@ -58,11 +56,17 @@ def plan(args: Namespace) -> None:
     from actors.language_model import describe
     from orchestrator import plan as planning
     from orchestrator import plan_page
+    from orchestrator.estimate import estimate
+    from orchestrator.rounding import int8_cost
+    from orchestrator.run_directory import RunDirectory
 
     cfg = config_file.load(args.config, args.overrides)
-    figures = planning.plan(cfg, describe(cfg.model))
-    plan_page.show(_console(), figures)
+    shape, console = describe(cfg.model), _console()
+    figures = planning.plan(cfg, shape)
+    plan_page.show(console, figures)
+    plan_page.show_rounding(console, int8_cost(RunDirectory.of(cfg).validation))
     planning.refuse_what_cannot_fit(figures, cfg)
+    plan_page.show_time(console, estimate(cfg, shape, figures))
 
 
 def report(args: Namespace) -> None:
@@ -111,14 +115,17 @@ def ui(args: Namespace) -> None:
 
 
 def _drive(args: Namespace, until: str) -> None:
-    cfg = config_file.load(args.config, args.overrides)
-    from orchestrator import pipeline, summary
-    from orchestrator.run_directory import read_json
+    from orchestrator import summary_page
+    from orchestrator.run_directory import RunDirectory, read_json
 
-    console = _console()
-    directory = pipeline.run(cfg, until, console)
+    cfg, console = config_file.load(args.config, args.overrides), _console()
+    directory = RunDirectory.finished(cfg)
+    if directory is None:
+        from orchestrator import pipeline  # which brings in torch, Ray and MLflow: seconds
+
+        directory = pipeline.run(cfg, until, console)
     if directory.summary.is_file():
-        summary.show(console, read_json(directory.summary))
+        summary_page.show(console, read_json(directory.summary))
     else:
         console.print(f"Done up to {until}. Run: {directory.path}", highlight=False, soft_wrap=True)
 
@@ -135,3 +142,12 @@ def _tracking_uri(args: Namespace) -> str:
 def _console() -> Console:
     # A log file has no width of its own; a table must not be cut to 80 characters there.
     return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _demo_config() -> Path:
+    """The embedded example: in a checkout beside this folder, in a wheel inside it."""
+    here = Path(__file__).resolve().parent
+    for base in (here.parent, here):
+        if (base / "examples" / "demo.yaml").is_file():
+            return base / "examples" / "demo.yaml"
+    raise FileNotFoundError("examples/demo.yaml is missing from this installation")

@@ -259,21 +259,52 @@ class Fit:
         w_dec = self.sae.w_dec
         gradient = w_dec.grad
         assert gradient is not None
-        for grad, rows in zip(
-            gradient.split(_ROWS_AT_ONCE), w_dec.split(_ROWS_AT_ONCE), strict=True
-        ):
-            grad -= (grad * rows).sum(1, keepdim=True) * rows
-        grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        at_once = len(w_dec) if w_dec.is_cuda else _ROWS_AT_ONCE
+        squares = []  # of each gradient's norm; of the decoder's, while its rows are in cache
+        for grad, rows in zip(gradient.split(at_once), w_dec.split(at_once), strict=True):
+            grad.addcmul_((grad * rows).sum(1, keepdim=True), rows, value=-1)
+            squares.append(_square(grad))
+        others = (p.grad for p in self.sae.parameters() if p is not w_dec)
+        squares += [_square(grad) for grad in others if grad is not None]
+        norm = torch.stack(squares).sum().sqrt()
         # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
         self.adam.grad_scale = (norm / self.cfg.grad_clip).clamp(min=1.0).float()  # pyright: ignore
         self.adam.param_groups[0]["lr"] = lr
+        self._update_decoder(gradient, at_once)
+        w_dec.grad = None
         self.adam.step()
         self.adam.zero_grad()
-        for rows in w_dec.split(_ROWS_AT_ONCE):
+        return norm
+
+    def _update_decoder(self, gradient: Tensor, at_once: int) -> None:
+        """Adam's step of the decoder, whose rows are brought back to norm 1 while they are in cache.
+
+        By the kernel that `self.adam` runs for the other weights, on some rows at a time.
+        """
+        w_dec, group = self.sae.w_dec, self.adam.param_groups[0]
+        state = self.adam.state[w_dec]
+        if not state:
+            state["step"] = torch.zeros((), device=w_dec.device)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(w_dec) for _ in range(2))
+        state["step"] += 1
+        of_block = (w_dec, gradient, state["exp_avg"], state["exp_avg_sq"])
+        for block in zip(*(tensor.split(at_once) for tensor in of_block), strict=True):
+            rows = block[0]
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+                *([tensor] for tensor in block),
+                [],
+                [state["step"]],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=self.adam.grad_scale,  # pyright: ignore
+            )
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             rows /= norms.clamp(min=torch.finfo(rows.dtype).tiny)
-        return norm
 
     @torch.no_grad()
     def _track_threshold(self, latents: SparseLatents) -> None:
@@ -320,3 +351,8 @@ class Fit:
                 self.adam.state[parameter] = saved
         self.firing.tokens_since.copy_(state["firing.tokens_since"])
         self.step_count = int(state["step"])
+
+
+def _square(x: Tensor) -> Tensor:
+    """Sum of the squares, in one pass."""
+    return torch.dot(x.flatten(), x.flatten())

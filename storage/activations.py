@@ -8,14 +8,15 @@ which is written last. docs/store_format.md says it byte for byte.
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
+import torch
+from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from storage.codecs import compressor
 from storage.commits import CommitLog, LayerTotals, ShardRecord
-from storage.dtypes import decode, encode, row_scales
+from storage.encoding import EncodedRows, decode
 from storage.errors import StoreError
-from storage.files import FileRecord
-from storage.layout import ROOT_COLUMNS, StoreSpec
+from storage.files import Bytes, FileRecord
+from storage.layout import ROOT_COLUMNS, StoreSpec, activation_file
 from storage.metadata import has_metadata, write_metadata
 from storage.places import Location, Place, place
 from storage.reading import ShardReader
@@ -75,8 +76,9 @@ class ActivationStore:
     # Writing
 
     def missing(self) -> list[int]:
-        """The shards that are still to be written, ascending."""
-        return sorted(set(range(self.spec.n_shards)) - set(self.committed()))
+        """The shards that are still to be written, or again after a release, ascending."""
+        there = set(self.committed()) - set(self._commits.released())
+        return sorted(set(range(self.spec.n_shards)) - there)
 
     def committed(self) -> dict[int, ShardRecord]:
         """The commit records of the shards that are written, ascending.
@@ -87,26 +89,40 @@ class ActivationStore:
         return self._commits.committed()
 
     def record(self, shard: int) -> ShardRecord | None:
-        """The commit record of a shard, None while there is none.
+        """The commit record of a shard, None while there is none or its activations are gone.
 
         Raises:
             StoreError: If it is damaged or belongs to another store.
         """
-        return self._commits.record(shard) if shard in self._commits else None
+        if shard not in self._commits or self._commits.is_released(shard):
+            return None
+        return self._commits.record(shard)
+
+    def release(self, shard: int) -> None:
+        """Delete a committed shard's activations; its columns and record stay.
+
+        Killed in the middle and called again, it goes on. `write_shard` brings them back.
+        """
+        self._commits.mark_released(shard)
+        for array in self.spec.arrays:
+            self.place.delete(activation_file(array, shard))
+
+    def forget(self) -> None:
+        """Let go of all files that are mapped: a file that is released takes up disk until then."""
+        self._reader.forget()
 
     def write_shard(
         self,
         index: int,
-        arrays: Mapping[str, Float32[np.ndarray, "rows d_model"]],
+        arrays: Mapping[str, EncodedRows],
         columns: Mapping[str, Shaped[np.ndarray, " rows"]],
     ) -> ShardRecord:
-        """Write a shard whole and commit it; a committed one is left as it is.
+        """Write a shard whole and commit it; a committed one is left as it is, unless released.
 
         Args:
             index: Of the shard.
-            arrays: For each of `spec.arrays`, the rows as stored (in the order of `spec.rows_of`),
-                in the model's units.
-            columns: `sequence`, `position` and `token_id` of each row. Layers and norms are derived.
+            arrays: For each of `spec.arrays`, the rows as stored (in the order of `spec.rows_of`).
+            columns: `sequence`, `position` and `token_id` of each row. Layers are derived.
 
         Raises:
             StoreError: If something is missing or of another length, if sequence and position are
@@ -126,46 +142,38 @@ class ActivationStore:
                 f"the rows given for shard {index} are not in its order; take sequence and position "
                 "from spec.rows_of(shard)"
             )
-        is_int8 = self.spec.dtype == "int8"
         files: dict[str, FileRecord] = {}
         layers: dict[int, LayerTotals] = {}
         for name, dtype in ROOT_COLUMNS.items():
             self._write_column(name, index, columns[name].astype(dtype), files)
-        for array in self.spec.arrays:
+        for array, rows in arrays.items():
             row_layers = self.spec.row_layers(array, sequence, position)
-            norms = self._norms(array, arrays[array], row_layers)
-            scales = self._scales_of(arrays[array], row_layers)
-            clipped, errors = np.zeros(len(norms), np.int64), np.zeros(len(norms))
-            chunks = self._encoded_chunks(arrays[array], scales, clipped, errors)
-            key = f"{array}/x/c/{index}/0"
-            parts = shard_parts(chunks, self.spec.chunks_per_shard)
+            self._check_finite(array, rows, row_layers)
+            key = activation_file(array, index)
+            parts = shard_parts(self._chunks(rows), self.spec.chunks_per_shard)
             files[key] = self.place.write(key, parts)
-            self._write_column(f"{array}/norm", index, norms, files)
+            self._write_column(f"{array}/norm", index, rows.norm, files)
             if self.spec.groups:
                 self._write_column(f"{array}/layer", index, row_layers, files)
-            if is_int8:
-                self._write_column(f"{array}/scale", index, scales, files)
+            if self.spec.dtype == "int8":
+                self._write_column(f"{array}/scale", index, rows.scale, files)
             for layer in self.spec.layers_of(array):
-                mine = row_layers == layer
-                layers[layer] = LayerTotals(
-                    rows=int(mine.sum()),
-                    norm_sum=float(norms[mine].sum(dtype=np.float64)),
-                    n_clipped=int(clipped[mine].sum()),
-                    **(_rounding(arrays[array][mine], errors[mine]) if is_int8 else {}),
-                )
+                layers[layer] = _totals(rows, row_layers == layer)
         record = ShardRecord(shard=index, rows=stop - start, files=files, layers=layers)
         self._commits.write(record)
+        self._commits.mark_whole(index)
         return record
 
     def _check_complete(
         self,
         index: int,
         n_rows: int,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, EncodedRows],
         columns: Mapping[str, np.ndarray],
     ) -> None:
+        stored = {name: rows.stored for name, rows in arrays.items()}
         for kind, given, wanted in (
-            ("arrays", arrays, set(self.spec.arrays)),
+            ("arrays", stored, set(self.spec.arrays)),
             ("columns", columns, set(ROOT_COLUMNS)),
         ):
             if set(given) != wanted:
@@ -181,54 +189,30 @@ class ActivationStore:
                         f"and must have {shape}; give all rows of the shard at once"
                     )
 
-    def _norms(
-        self,
-        array: str,
-        x: Float32[np.ndarray, "rows d_model"],
-        row_layers: UInt8[np.ndarray, " rows"],
-    ) -> Float32[np.ndarray, " rows"]:
-        with np.errstate(over="ignore", invalid="ignore"):  # found and named just below
-            norms = np.sqrt(np.einsum("ij,ij->i", x, x))
-        finite = np.isfinite(norms)
+    def _check_finite(
+        self, array: str, rows: EncodedRows, row_layers: UInt8[np.ndarray, " rows"]
+    ) -> None:
+        finite = np.isfinite(rows.norm)
         if not finite.all():
             layers = sorted({int(layer) for layer in row_layers[~finite]})
             raise StoreError(
-                f"{(~finite).sum()} of {len(x)} activations for {array} are not finite "
+                f"{(~finite).sum()} of {len(finite)} activations for {array} are not finite "
                 f"(layer {', '.join(map(str, layers))}); only finite ones can be stored: run the "
                 "model in another dtype (model.dtype: float32 or bfloat16), or check its weights"
             )
-        return norms
 
-    def _scales_of(
-        self, x: Float32[np.ndarray, "rows d_model"], row_layers: UInt8[np.ndarray, " rows"]
-    ) -> Float32[np.ndarray, " rows"]:
-        return row_scales(x) if self.spec.dtype == "int8" else self._scales[row_layers]
-
-    def _encoded_chunks(
-        self,
-        x: Float32[np.ndarray, "rows d_model"],
-        scales: Float32[np.ndarray, " rows"],
-        clipped: Int64[np.ndarray, " rows"],
-        errors: Float64[np.ndarray, " rows"],
-    ) -> Iterator[bytes]:
-        """The bytes of each chunk; fills in `clipped`, and for int8 `errors`, on the way."""
-        step, dtype = self.spec.chunk_rows, self.spec.dtype
+    def _chunks(self, rows: EncodedRows) -> Iterator[Bytes]:
+        step = self.spec.chunk_rows
         compressed = compressor(self.spec.codec)
-        for start in range(0, len(x), step):
-            rows = slice(start, start + step)
-            scale = scales[rows, None]
-            stored, clipped[rows] = encode(x[rows], scale, dtype)
-            if dtype == "int8":
-                error = decode(stored, scale, dtype) - x[rows]
-                errors[rows] = np.einsum("ij,ij->i", error, error, dtype=np.float64)
-            yield compressed(padded(stored, step))
+        for start in range(0, len(rows.stored), step):
+            yield compressed(padded(rows.stored[start : start + step], step))
 
     def _write_column(
         self, name: str, index: int, values: np.ndarray, files: dict[str, FileRecord]
     ) -> None:
         key = f"{name}/c/{index}"
         data = padded(values, self.spec.shard_rows).tobytes()
-        files[key] = self.place.write(key, [with_checksum(data)])
+        files[key] = self.place.write(key, with_checksum(data))
 
     # Reading
 
@@ -238,28 +222,21 @@ class ActivationStore:
         Raises:
             StoreError: If a shard of theirs is not committed, gone or damaged.
         """
-        stored = self.read_stored(array, start, stop)
-        return self.decode(stored, self.row_scales(array, start, stop))
+        stored = torch.from_numpy(self.read_stored(array, start, stop))
+        scales = torch.from_numpy(self.row_scales(array, start, stop))
+        return decode(stored, scales, self.spec.dtype).numpy()
 
     def read_stored(self, array: str, start: int, stop: int) -> Shaped[np.ndarray, "rows d_model"]:
-        """Rows of an array as they are on disk, half the memory; `decode` makes activations of them.
+        """Rows of an array as they are on disk; `storage.encoding.decode` makes activations of them.
 
-        Whole chunks are read, whatever part of them is asked. What lies in one chunk may be a
-        read-only view of the file.
+        Whole chunks are read, whatever part of them is asked. What lies in one chunk may be a view
+        of the file, to be left as it is.
 
         Raises:
             StoreError: As `read`.
         """
         self.spec.layers_of(array)
         return self._reader.activations(array, start, stop)
-
-    def decode(
-        self,
-        stored: Shaped[np.ndarray, "rows d_model"],
-        scales: Float32[np.ndarray, " rows"],
-    ) -> Float32[np.ndarray, "rows d_model"]:
-        """Activations in the model's units from stored rows and the scale of each."""
-        return decode(stored, scales[:, None], self.spec.dtype)
 
     def row_scales(self, array: str, start: int, stop: int) -> Float32[np.ndarray, " rows"]:
         """What each row of an array was multiplied by before it was rounded.
@@ -318,16 +295,23 @@ class ActivationStore:
         return self._reader.column(name, start, stop)
 
 
-def _rounding(
-    x: Float32[np.ndarray, "rows d_model"], errors: Float64[np.ndarray, " rows"]
-) -> dict[str, float]:
-    """How far rounding moved the rows of a layer, and how far they lie from their mean."""
-    total = x.sum(axis=0, dtype=np.float64)
-    squares = np.einsum("ij,ij->", x, x, dtype=np.float64)
-    return {
-        "squared_error": float(errors.sum()),
-        "squared_deviation": float(squares - total @ total / max(len(x), 1)),
-    }
+def _totals(rows: EncodedRows, mine: Bool[np.ndarray, " rows"]) -> LayerTotals:
+    """What the shard holds of one layer, whose rows are `mine`."""
+    rounding = {}
+    if len(rows.scale):
+        x = rows.stored[mine].astype(np.float32) / rows.scale[mine, None]
+        total = x.sum(axis=0, dtype=np.float64)
+        squares = np.einsum("ij,ij->", x, x, dtype=np.float64)
+        rounding = {
+            "squared_error": float(rows.squared_error[mine].sum(dtype=np.float64)),
+            "squared_deviation": float(squares - total @ total / max(len(x), 1)),
+        }
+    return LayerTotals(
+        rows=int(mine.sum()),
+        norm_sum=float(rows.norm[mine].sum(dtype=np.float64)),
+        n_clipped=int(rows.clipped[mine].sum()),
+        **rounding,
+    )
 
 
 def _difference(there: StoreSpec, asked: StoreSpec) -> str:

@@ -1,22 +1,29 @@
 """Shuffled batches of one array, as a function of (seed, epoch, step) alone.
 
-Each epoch puts the array's chunks in a seeded order and cuts it into windows, so that the chunks of
-a window come from different shards wherever that is possible. The kept rows of a window are
-permuted; windows follow one another; batches are slices of that sequence. Whole chunks are read,
-each once per epoch, and any batch is found without reading what stands before its window.
+An epoch goes through the shards segment by segment. In each, the chunks are put in a seeded order and
+cut into windows, so that the chunks of a window come from different shards wherever that is possible.
+The kept rows of a window are permuted; windows follow one another; batches are slices of that sequence,
+and inside a batch the rows stand as they do in their chunks. Whole chunks are read, each once per epoch,
+and any batch is found without reading what stands before its window. The next window is read while one
+is served.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+import torch
+from jaxtyping import Bool, Int64
 
 from storage.activations import ActivationStore
-from storage.draw import Stream, draw, permutation
-from storage.dtypes import stored_dtype
+from storage.draw import Stream, permutation
 from storage.errors import StoreError
 from storage.hygiene import RowFilter
+from storage.ring import RingReader
+from storage.windows import Batch, Window, chunk_windows, joined, segments
+
+_PATIENCE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +37,6 @@ class Cursor:
     """Batches of this epoch before this one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Rows to train on."""
-
-    x: Float32[np.ndarray, "rows d_model"]
-    """Activations, in the model's units."""
-
-    layer: Int64[np.ndarray, " rows"]
-    """The layer of each."""
-
-
 class ShuffledBatches:
     """Endless batches of the kept rows of an array: each exactly once per epoch, well mixed."""
 
@@ -52,41 +48,48 @@ class ShuffledBatches:
         batch_rows: int,
         window_chunks: int,
         seed: int,
+        ring: RingReader | None = None,
     ) -> None:
         """Read the columns of the array once, to know which rows are kept.
 
         Args:
-            store: A complete store.
+            store: A complete store, or a ring.
             array: One of `store.spec.arrays`.
             row_filter: Which rows are kept.
             batch_rows: Rows per batch; the last batch of an epoch may be short.
-            window_chunks: Chunks mixed in memory at a time; they are held as stored.
+            window_chunks: Chunks mixed at a time. Uncompressed ones on a disk stay there; of others,
+                two windows are held in memory, as stored.
             seed: Decides the order.
+            ring: Where the store is one: what asks for the shards. Columns are then read as they come.
 
         Raises:
             StoreError: If shards are missing, or no row is kept.
         """
         if min(batch_rows, window_chunks) < 1:
             raise StoreError(f"{batch_rows=} and {window_chunks=} must be at least 1")
-        missing = store.missing()
+        missing = [] if ring else store.missing()
         if missing:
             raise StoreError(
                 f"{store.place} lacks {len(missing)} of its {store.spec.n_shards} shards; "
                 "finish its harvest (the same command again) before reading batches"
             )
-        self._store = store
-        self._array = array
-        self._batch_rows = batch_rows
-        self._window_chunks = window_chunks
-        self._seed = seed
-        self._kept_bits, self._kept_counts = self._scan(row_filter)
-        self.n_rows = int(self._kept_counts.sum())
-        """Rows that are kept, and so seen in each epoch."""
-        if self.n_rows == 0:
-            raise StoreError(
-                f"the row filter drops all {store.spec.n_rows} rows of {array} in {store.place}; "
-                "loosen `hygiene` in the configuration"
-            )
+        self._store, self._array = store, array
+        self._row_filter, self._ring = row_filter, ring
+        self._batch_rows, self._window_chunks, self._seed = batch_rows, window_chunks, seed
+        self._segments = segments(store.spec.n_shards, window_chunks)
+        self._kept: dict[int, bytes] = {}
+        """Per chunk whose columns were read, which rows are kept, one bit each."""
+        self._counts: dict[int, int] = {}
+        """Per such chunk, how many."""
+        if ring is None:
+            self._refuse_nothing()
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are kept, and so seen in each epoch; of a ring known after a whole one."""
+        for segment in self._segments:
+            self._scan(segment)
+        return sum(self._counts.values())
 
     @property
     def batches_per_epoch(self) -> int:
@@ -99,131 +102,124 @@ class ShuffledBatches:
         A step beyond the epoch's last counts on into the next epoch. The stream from any cursor is
         what an unbroken one gives from there.
         """
-        epochs, step = divmod(start.step, self.batches_per_epoch)
-        epoch = start.epoch + epochs
+        epoch, step = start.epoch, start.step
         while True:
             for batch in self._epoch(epoch, step * self._batch_rows):
                 yield Cursor(epoch=epoch, step=step), batch
                 step += 1
-            epoch, step = epoch + 1, 0
+            if self._ring and self._ring.has_left:
+                return
+            self._refuse_nothing()
+            epoch, step = epoch + 1, max(0, step - self.batches_per_epoch)
 
-    def _scan(self, row_filter: RowFilter) -> tuple[list[bytes], Int64[np.ndarray, " chunks"]]:
-        """Per chunk: which rows are kept, one bit each, and how many."""
+    def _refuse_nothing(self) -> None:
+        if self.n_rows == 0:
+            raise StoreError(
+                f"the row filter drops all {self._store.spec.n_rows} rows of {self._array} in "
+                f"{self._store.place}; loosen `hygiene` in the configuration"
+            )
+
+    def _epoch(self, epoch: int, skip: int) -> Iterator[Batch]:
+        """The batches of an epoch after its first `skip` rows, a multiple of the batch."""
+        windows = self._windows(epoch, skip)
+        pending: list[Batch] = []
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(next, windows, None)
+            while (window := self._arrived(coming)) is not None:
+                coming = ahead.submit(next, windows, None)
+                offset = 0
+                while offset < len(window.order):
+                    wanted = self._batch_rows - sum(map(len, pending))
+                    part = window.take(offset, wanted, self._store.spec.dtype)
+                    offset += len(part)
+                    pending.append(part)
+                    if len(part) == wanted:
+                        yield joined(pending)
+                        pending = []
+                del window  # and with it what it holds of the files
+        if pending:
+            yield joined(pending)
+
+    def _arrived(self, coming: Future[Window | None]) -> Window | None:
+        """The next window. Who waits for it has used up all others, and holds nothing back."""
+        while True:
+            try:
+                return coming.result(timeout=_PATIENCE_SECONDS if self._ring else None)
+            except TimeoutError:
+                if coming.done():
+                    raise  # not the time that is waited here, but the work itself
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._ring:
+            self._store.forget()
+            self._ring.let_go()
+
+    def _windows(self, epoch: int, skip: int) -> Iterator[Window]:
+        """The windows of an epoch, the first without the rows that are skipped."""
+        for number, shards in enumerate(self._segments):
+            if self._ring:
+                held, then = self._segments[number - 1 : number], self._segments[number + 1 :][:1]
+                if not self._ring.wait_for(self._store, epoch, shards, then, held):
+                    return
+            self._scan(shards)
+            first_chunk = shards[0] * self._store.spec.chunks_per_shard
+            windows = [first_chunk + window for window in self._order(epoch, number)]
+            for index, chunks in enumerate(windows):
+                n_kept = sum(self._counts[int(chunk)] for chunk in chunks)
+                if skip < n_kept:
+                    window = self._window(chunks, epoch, number, index)
+                    yield window._replace(order=window.order[skip:])
+                    if index == 0:  # what came before this segment is used up
+                        self._let_go()
+                skip = max(0, skip - n_kept)
+
+    def _order(self, epoch: int, segment: int) -> list[Int64[np.ndarray, " chunks"]]:
+        spec, shards = self._store.spec, self._segments[segment]
+        first, last = (shard * spec.chunks_per_shard for shard in (shards.start, shards.stop))
+        return chunk_windows(
+            min(last, spec.n_chunks) - first,
+            spec.chunks_per_shard,
+            *(self._window_chunks, self._seed, epoch, segment),
+        )
+
+    def _scan(self, shards: range) -> None:
+        """Read which rows of some shards are kept, if that is not known yet."""
         store, array, spec = self._store, self._array, self._store.spec
-        bits, counts = [], []
-        for shard in range(spec.n_shards):
+        for shard in shards:
+            first = shard * spec.chunks_per_shard
+            if first in self._counts:
+                continue
             span = spec.shard_range(shard)
-            keep = row_filter.keep(
+            keep = self._row_filter.keep(
                 store.column("token_id", *span),
                 store.column("position", *span),
                 store.row_layers(array, *span),
                 store.column(f"{array}/norm", *span),
             )
-            for begin in range(0, len(keep), spec.chunk_rows):
-                chunk = keep[begin : begin + spec.chunk_rows]
-                bits.append(np.packbits(chunk).tobytes())
-                counts.append(int(chunk.sum()))
-        return bits, np.array(counts, np.int64)
+            for chunk, begin in enumerate(range(0, len(keep), spec.chunk_rows), first):
+                rows = keep[begin : begin + spec.chunk_rows]
+                self._kept[chunk] = np.packbits(rows).tobytes()
+                self._counts[chunk] = int(rows.sum())
 
-    def _kept(self, chunk: int) -> Bool[np.ndarray, " rows"]:
+    def _is_kept(self, chunk: int) -> Bool[np.ndarray, " rows"]:
         start, stop = self._store.spec.chunk_range(chunk)
-        packed = np.frombuffer(self._kept_bits[chunk], np.uint8)
+        packed = np.frombuffer(self._kept[chunk], np.uint8)
         return np.unpackbits(packed, count=stop - start).astype(bool)
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """The batches of an epoch after its first `skip` rows, a multiple of the batch."""
-        windows = chunk_windows(
-            self._store.spec.n_chunks,
-            self._store.spec.chunks_per_shard,
-            self._window_chunks,
-            self._seed,
-            epoch,
-        )
-        ends = np.cumsum([self._kept_counts[window].sum() for window in windows])
-        first = int(np.searchsorted(ends, skip, side="right"))
-        offset = skip - (int(ends[first - 1]) if first else 0)
-        pending: list[Batch] = []
-        for index in range(first, len(windows)):
-            for part in self._window(
-                windows[index], epoch, index, offset, sum(map(_rows, pending))
-            ):
-                pending.append(part)
-                if sum(map(_rows, pending)) == self._batch_rows:
-                    yield _joined(pending)
-                    pending = []
-            offset = 0
-        if pending:
-            yield _joined(pending)
-
     def _window(
-        self,
-        chunks: Int64[np.ndarray, " chunks"],
-        epoch: int,
-        index: int,
-        offset: int,
-        n_pending: int,
-    ) -> Iterator[Batch]:
-        """A window's rows from `offset` on, cut where batches end that began with `n_pending` rows."""
+        self, chunks: Int64[np.ndarray, " chunks"], epoch: int, segment: int, index: int
+    ) -> Window:
+        """Some chunks of an epoch, read, and the order of their kept rows."""
         store, spec = self._store, self._store.spec
         spans = [spec.chunk_range(int(chunk)) for chunk in chunks]
-        begins = np.cumsum([0, *(stop - start for start, stop in spans)])
-        rows = np.empty((begins[-1], spec.d_model), stored_dtype(spec.dtype))
-        layers = np.empty(begins[-1], np.uint8)
-        scales = np.empty(begins[-1], np.float32)
-        kept = np.empty(begins[-1], bool)
-        for begin, chunk, (start, stop) in zip(begins, chunks, spans, strict=False):
-            here = slice(begin, begin + stop - start)
-            rows[here] = store.read_stored(self._array, start, stop)
-            layers[here] = store.row_layers(self._array, start, stop)
-            scales[here] = store.row_scales(self._array, start, stop)
-            kept[here] = self._kept(int(chunk))
-        candidates = np.flatnonzero(kept)
-        order = permutation(len(candidates), self._seed, Stream.WINDOW_ROWS, epoch, index)
-        order = candidates[order]
-        while offset < len(order):
-            take = order[offset : offset + self._batch_rows - n_pending]
-            x = store.decode(rows[take], scales[take])
-            yield Batch(x=x, layer=layers[take].astype(np.int64))
-            offset += len(take)
-            n_pending = 0
-
-
-def chunk_windows(
-    n_chunks: int, chunks_per_shard: int, window_chunks: int, seed: int, epoch: int
-) -> list[Int64[np.ndarray, " chunks"]]:
-    """The chunks of an epoch in seeded order, window by window.
-
-    Each window takes chunks from as many different shards as it can: always from the shards that
-    have the most chunks left, ties broken by the seed, each shard once before any comes again.
-    """
-    order = permutation(n_chunks, seed, Stream.EPOCH_CHUNKS, epoch)
-    n_shards = -(-n_chunks // chunks_per_shard)
-    shard_of = order // chunks_per_shard
-    left = np.bincount(shard_of, minlength=n_shards)
-    queues = np.split(order[np.argsort(shard_of, kind="stable")], np.cumsum(left)[:-1])
-    windows = []
-    while left.any():
-        window: list[np.ndarray] = []
-        room = min(window_chunks, int(left.sum()))
-        while room:
-            ties = draw(seed, Stream.EPOCH_CHUNKS, epoch, len(windows) + 1, np.arange(n_shards))
-            chosen = np.lexsort((ties, -left))[: min(room, int((left > 0).sum()))]
-            left[chosen] -= 1
-            window.append(np.array([queues[shard][left[shard]] for shard in chosen], np.int64))
-            room -= len(chosen)
-        windows.append(np.concatenate(window))
-    return windows
-
-
-def _rows(batch: Batch) -> int:
-    return len(batch.layer)
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    """Consecutive parts as one batch."""
-    if len(parts) == 1:
-        return parts[0]
-    return Batch(
-        x=np.concatenate([part.x for part in parts]),
-        layer=np.concatenate([part.layer for part in parts]),
-    )
+        begins = np.cumsum([0, *(stop - start for start, stop in spans[:-1])])
+        kept = np.flatnonzero(np.concatenate([self._is_kept(int(chunk)) for chunk in chunks]))
+        order = permutation(len(kept), self._seed, Stream.WINDOW_ROWS, epoch, segment, index)
+        return Window(
+            chunks=[torch.from_numpy(store.read_stored(self._array, *span)) for span in spans],
+            begins=begins,
+            layers=np.concatenate([store.row_layers(self._array, *span) for span in spans]),
+            scales=np.concatenate([store.row_scales(self._array, *span) for span in spans]),
+            order=kept[order],
+        )

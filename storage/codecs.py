@@ -15,6 +15,8 @@ import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 
+from storage.files import Bytes
+
 CODECS = ("none", "zstd", "blosc", "pcodec")
 """Names of the codecs a store can have."""
 
@@ -40,10 +42,10 @@ def declaration(codec: str, dtype: np.dtype) -> dict[str, Any]:
     return {"compressors": [*before[codec], Crc32cCodec()]}
 
 
-def compressor(codec: str) -> Callable[[np.ndarray], bytes]:
-    """What makes the bytes of a chunk from its rows."""
+def compressor(codec: str) -> Callable[[np.ndarray], Bytes]:
+    """What makes the bytes of a chunk from its rows; without a codec they are not copied."""
     if codec == "none":
-        return np.ndarray.tobytes
+        return lambda rows: np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     if codec == "zstd":
         made = numcodecs.Zstd(level=_ZSTD_LEVEL)
         return lambda rows: bytes(made.encode(np.ascontiguousarray(rows)))

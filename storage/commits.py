@@ -1,4 +1,8 @@
-"""Commit records: a shard counts when its record exists, and the record is written last."""
+"""Commit records: a shard counts when its record exists, and the record is written last.
+
+Of a shard that was released the record and the columns stay, and a mark beside the record says that its
+activations are gone.
+"""
 
 import json
 import re
@@ -11,6 +15,7 @@ from storage.files import FileRecord
 from storage.places import Place
 
 _NAME = re.compile(r"commits/(\d+)\.json")
+_MARK = re.compile(r"commits/(\d+)\.released")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class LayerTotals:
     """Of int8: sum of the squared differences between the rows as read and as given, else None."""
 
     squared_deviation: float | None = None
-    """Of int8: sum of their squared distances from their mean in this shard, else None."""
+    """Of int8: sum of the rows' squared distances, as read, from their mean in this shard, else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +122,26 @@ class CommitLog:
 
     def shards(self) -> list[int]:
         """The shards that have a record, sound or not, ascending."""
-        matches = map(_NAME.fullmatch, self._place.names("commits"))
+        return self._listed(_NAME)
+
+    def released(self) -> list[int]:
+        """The shards whose activations are gone, ascending."""
+        return self._listed(_MARK)
+
+    def mark_released(self, shard: int) -> None:
+        """Note that a shard's activations are going."""
+        self._place.write(_mark(shard), [])
+
+    def mark_whole(self, shard: int) -> None:
+        """Note that a shard's activations are there again."""
+        self._place.delete(_mark(shard))
+
+    def is_released(self, shard: int) -> bool:
+        """Whether a shard's activations are gone."""
+        return self._place.size(_mark(shard)) is not None
+
+    def _listed(self, pattern: re.Pattern[str]) -> list[int]:
+        matches = map(pattern.fullmatch, self._place.names("commits"))
         return sorted(int(match[1]) for match in matches if match)
 
     def _parsed(self, text: bytes, shard: int) -> ShardRecord:
@@ -137,6 +161,10 @@ class CommitLog:
 
 def _name(shard: int) -> str:
     return f"commits/{shard:06d}.json"
+
+
+def _mark(shard: int) -> str:
+    return f"commits/{shard:06d}.released"
 
 
 def _checksum(text: str) -> str:

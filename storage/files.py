@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
+import numpy as np
+from jaxtyping import UInt8
 
 from storage.errors import StoreError
+
+Bytes = bytes | UInt8[np.ndarray, " _"]
+"""What is written: bytes, or the memory of rows as it is."""
 
 _PART_BYTES = 8 * 2**20
 
@@ -25,7 +30,7 @@ class FileRecord:
     """Checksum over all its bytes, eight hexadecimal digits."""
 
 
-def write_file(path: Path, parts: Iterable[bytes]) -> FileRecord:
+def write_file(path: Path, parts: Iterable[Bytes]) -> FileRecord:
     """Write `parts` one after the other as the file `path`, atomically and durably.
 
     The bytes go to a name of this call's own beside the file, reach the disk, and only then take
@@ -39,7 +44,7 @@ def write_file(path: Path, parts: Iterable[bytes]) -> FileRecord:
         return _write(path, parts)
 
 
-def _write(path: Path, parts: Iterable[bytes]) -> FileRecord:
+def _write(path: Path, parts: Iterable[Bytes]) -> FileRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{path.name}.*.partial"):
         leftover.unlink(missing_ok=True)

@@ -203,6 +203,10 @@ class StoreSpec:
             return self.groups[self.arrays.index(array)]
         return (self.layers[self.arrays.index(array)],)
 
+    def scale_of(self, layer: int) -> float:
+        """What a layer's activations are multiplied by before they are rounded; not of int8."""
+        return self.scales[self.layers.index(layer)]
+
     @property
     def columns(self) -> dict[str, np.dtype]:
         """Names of all columns, with their dtypes."""
@@ -217,7 +221,7 @@ class StoreSpec:
 
     def shard_files(self, shard: int) -> tuple[str, ...]:
         """The files of a shard, by their paths in the store."""
-        arrays = (f"{array}/x/c/{shard}/0" for array in self.arrays)
+        arrays = (activation_file(array, shard) for array in self.arrays)
         return (*arrays, *(f"{column}/c/{shard}" for column in self.columns))
 
     # Rows
@@ -300,6 +304,11 @@ class StoreSpec:
         """A checksum of the specification, by which commit records know their store."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return f"{google_crc32c.value(text.encode()):08x}"
+
+
+def activation_file(array: str, shard: int) -> str:
+    """Where a shard of an array lies, by its path in the store."""
+    return f"{array}/x/c/{shard}/0"
 
 
 @lru_cache(maxsize=4)

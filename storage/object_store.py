@@ -23,7 +23,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from storage.errors import StoreError
-from storage.files import FileRecord
+from storage.files import Bytes, FileRecord
 from storage.places import Place
 
 SCHEMES = ("s3", "gs", "az")
@@ -83,7 +83,7 @@ class ObjectPlace(Place):
         """All bytes of an object."""
         return self._ask("read", name, lambda: bytes(obstore.get(self._bucket, name).bytes()))
 
-    def write(self, name: str, parts: Iterable[bytes]) -> FileRecord:
+    def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write an object, which appears when all of it is there."""
         data = list(parts)
         checksum = 0
@@ -156,7 +156,7 @@ class ObjectPlace(Place):
         except (BaseError, ValueError) as error:
             raise self._fault("open", "", error) from None
 
-    def _put(self, name: str, data: list[bytes], n_bytes: int) -> None:
+    def _put(self, name: str, data: list[Bytes], n_bytes: int) -> None:
         if n_bytes <= PART_BYTES:
             obstore.put(self._bucket, name, b"".join(data), use_multipart=False)
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from storage.files import FileRecord, record_of, sync, write_file
+from storage.files import Bytes, FileRecord, record_of, sync, write_file
 
 
 class Place(ABC):
@@ -41,7 +41,7 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def write(self, name: str, parts: Iterable[bytes]) -> FileRecord:
+    def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write `parts` one after the other as one file, atomically and durably.
 
         An older file of that name is replaced. A name has one writer at a time.
@@ -143,7 +143,7 @@ class LocalPlace(Place):
         """All bytes of a file."""
         return (self.folder / name).read_bytes()
 
-    def write(self, name: str, parts: Iterable[bytes]) -> FileRecord:
+    def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write under another name, sync to the disk, and rename."""
         return write_file(self.folder / name, parts)
 

@@ -4,6 +4,8 @@ A column is one plain chunk per shard. Uncompressed activations on a local disk 
 through a memory map; whatever else through zarr, which checks each chunk itself.
 """
 
+import mmap
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -13,10 +15,13 @@ from jaxtyping import Shaped
 from storage.commits import CommitLog
 from storage.dtypes import stored_dtype
 from storage.errors import StoreError
-from storage.layout import StoreSpec
+from storage.layout import StoreSpec, activation_file
 from storage.places import Place
 from storage.root import NAME, Root, check_file
 from storage.shards import chunk_places, without_checksum
+
+_COLUMN_BYTES = 64 * 2**20
+"""Of columns that are kept when they are read: chunks of the same shard ask for them again."""
 
 MEND = "`strata verify` names all damage of a run, and `strata harvest` then writes it again"
 
@@ -39,12 +44,13 @@ class ShardReader:
         self._place, self._spec, self._root, self._commits = place, spec, root, commits
         self._folder = place.folder if memory_map and spec.codec == "none" else None
         self._seen: set[str] = set()
-        self._maps: dict[tuple[str, int], tuple[np.memmap, np.ndarray]] = {}
+        self._maps: dict[tuple[str, int], tuple[mmap.mmap, np.ndarray]] = {}
         self._sound: set[tuple[str, int]] = set()
         self._zarr: dict[str, zarr.Array] = {}
+        self._columns: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
 
     def activations(self, array: str, start: int, stop: int) -> Shaped[np.ndarray, "rows d_model"]:
-        """Rows of an array as stored. What lies in one chunk may be a read-only view of the file.
+        """Rows of an array as stored. What lies in one chunk may be a view of the file.
 
         Raises:
             StoreError: If a shard of theirs is not committed, gone or damaged.
@@ -54,7 +60,7 @@ class ShardReader:
             return self._joined(start, stop, self._spec.chunk_rows, self._chunk_of(array))
         key = f"{array}/x"
         for shard in self._shards(start, stop):
-            self._check_file(f"{key}/c/{shard}/0", shard)
+            self._check_file(activation_file(array, shard), shard)
         if key not in self._zarr:
             check_file(self._place, self._root, f"{key}/{NAME}")
             with self._place.answering(key):
@@ -67,6 +73,11 @@ class ShardReader:
                 f"rows {start} to {stop} of {self._place}/{key} are damaged ({error}); {MEND}"
             ) from error
 
+    def forget(self) -> None:
+        """Let go of all maps; what is still used of them stays until it is not."""
+        self._maps.clear()
+        self._seen.clear()
+
     def column(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, " rows"]:
         """Rows of a column.
 
@@ -75,15 +86,21 @@ class ShardReader:
         """
         self._check_range(name, start, stop)
         dtype = self._spec.columns[name]
+        parts = self._spec.shard_rows
+        return self._joined(start, stop, parts, lambda shard: self._column(name, shard), dtype)
 
-        def shard_of(shard: int) -> np.ndarray:
+    def _column(self, name: str, shard: int) -> np.ndarray:
+        """A column of a whole shard; those that were read last are kept."""
+        if (name, shard) not in self._columns:
             file = self._check_file(f"{name}/c/{shard}", shard)
             data = without_checksum(self._place.read(file))
             if data is None:
                 raise StoreError(f"{self._place}/{file} is damaged; {MEND}")
-            return np.frombuffer(data, dtype)
-
-        return self._joined(start, stop, self._spec.shard_rows, shard_of, dtype)
+            self._columns[name, shard] = np.frombuffer(data, self._spec.columns[name])
+            while sum(column.nbytes for column in self._columns.values()) > _COLUMN_BYTES:
+                self._columns.popitem(last=False)
+        self._columns.move_to_end((name, shard))
+        return self._columns[name, shard]
 
     def _joined(
         self,
@@ -107,8 +124,10 @@ class ShardReader:
         def chunk_of(chunk: int) -> np.ndarray:
             shard, within = divmod(chunk, self._spec.chunks_per_shard)
             data, places = self._map(array, shard)
-            begin, end = places[within]
-            content = data[begin:end]
+            begin, end = map(int, places[within])
+            page = begin - begin % mmap.PAGESIZE
+            data.madvise(mmap.MADV_WILLNEED, page, end - page)  # whole, and not page by page
+            content = np.frombuffer(data, np.uint8, end - begin, begin)
             if (array, chunk) not in self._sound:  # the first time that this process sees it
                 if without_checksum(content) is None:
                     raise StoreError(
@@ -121,17 +140,19 @@ class ShardReader:
 
         return chunk_of
 
-    def _map(self, array: str, shard: int) -> tuple[np.memmap, np.ndarray]:
-        """A shard's bytes, and where each of its chunks begins and ends."""
-        if (array, shard) not in self._maps:
+    def _map(self, array: str, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+        """A shard's bytes, never written back, and where each of its chunks begins and ends."""
+        found = self._maps.get((array, shard))
+        if found is None:
             assert self._folder is not None
-            file = self._folder / self._check_file(f"{array}/x/c/{shard}/0", shard)
-            data = np.memmap(file, np.uint8, mode="r")
-            places = chunk_places(data, self._spec.chunks_per_shard)
+            file = self._folder / self._check_file(activation_file(array, shard), shard)
+            with file.open("rb") as opened:
+                data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            places = chunk_places(np.frombuffer(data, np.uint8), self._spec.chunks_per_shard)
             if places is None:
                 raise StoreError(f"the index of {file} is damaged; {MEND}")
-            self._maps[array, shard] = data, places
-        return self._maps[array, shard]
+            found = self._maps[array, shard] = data, places
+        return found
 
     def _check_range(self, name: str, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self._spec.n_rows:

@@ -10,30 +10,28 @@ from collections.abc import Iterable, Iterator
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Int64, Shaped
+
+from storage.files import Bytes
 
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
 
 
-def with_checksum(data: bytes) -> bytes:
-    """`data`, then its crc32c as a little-endian uint32: zarr's crc32c codec."""
-    return data + struct.pack("<I", google_crc32c.value(data))
+def with_checksum(data: Bytes) -> tuple[Bytes, bytes]:
+    """`data`, then its crc32c as a little-endian uint32: zarr's crc32c codec, in two parts."""
+    return data, struct.pack("<I", google_crc32c.value(data))
 
 
-def without_checksum(
-    data: bytes | UInt8[np.ndarray, " bytes"],
-) -> bytes | UInt8[np.ndarray, " content"] | None:
+def without_checksum(data: Bytes) -> Bytes | None:
     """What `with_checksum` was given, or None if the checksum does not match."""
     content = data[:-CHECKSUM_BYTES]
     sound = bytes(data[-CHECKSUM_BYTES:]) == struct.pack("<I", google_crc32c.value(content))
     return content if sound else None
 
 
-def chunk_places(
-    data: bytes | UInt8[np.ndarray, " bytes"], chunks_per_shard: int
-) -> Int64[np.ndarray, "chunks 2"] | None:
+def chunk_places(data: Bytes, chunks_per_shard: int) -> Int64[np.ndarray, "chunks 2"] | None:
     """Where each chunk of a shard begins and ends, its checksum included; None if the index is damaged.
 
     Absent chunks have no rows.
@@ -58,7 +56,7 @@ def padded(
     return out
 
 
-def shard_parts(chunks: Iterable[bytes], chunks_per_shard: int) -> Iterator[bytes]:
+def shard_parts(chunks: Iterable[Bytes], chunks_per_shard: int) -> Iterator[Bytes]:
     """The file of a shard, piece by piece: its chunks in order, then the index.
 
     Chunks that a short last shard lacks are marked absent in the index.
@@ -66,11 +64,10 @@ def shard_parts(chunks: Iterable[bytes], chunks_per_shard: int) -> Iterator[byte
     index = np.full((chunks_per_shard, 2), _ABSENT, "<u8")
     offset = 0
     for i, chunk in enumerate(chunks):
-        data = with_checksum(chunk)
-        index[i] = offset, len(data)
-        offset += len(data)
-        yield data
-    yield with_checksum(index.tobytes())
+        index[i] = offset, len(chunk) + CHECKSUM_BYTES
+        offset += len(chunk) + CHECKSUM_BYTES
+        yield from with_checksum(chunk)
+    yield from with_checksum(index.tobytes())
 
 
 def shard_file_bytes(n_chunks: int, chunk_bytes: int, chunks_per_shard: int) -> int:

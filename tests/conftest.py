@@ -4,10 +4,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# However busy the machine is: time is never what a test asserts.
+hypothesis.settings.register_profile("strata", deadline=None)
+hypothesis.settings.load_profile("strata")
 
 # Before Ray or MLflow are imported anywhere: tests speak to nothing outside this machine.
 os.environ.update(

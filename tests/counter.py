@@ -1,6 +1,8 @@
 """An actor for tests of the pool; in a module that Ray's workers can import."""
 
 import os
+import time
+import uuid
 from pathlib import Path
 from threading import Barrier
 
@@ -15,6 +17,8 @@ class Counter:
             raise InputError("this counter was given nonsense; give it sense")
         self._folder = folder
         self._meeting = Barrier(2)
+        self._at_work = 0
+        self._name = uuid.uuid4().hex
 
     def square(self, number: int) -> int:
         return number * number
@@ -33,3 +37,15 @@ class Counter:
         """Wait until a second job is here at the same time; which instance this is."""
         self._meeting.wait(timeout=60)
         return id(self)
+
+    def alone(self, _number: int) -> bool:
+        """Whether no other job is here at the same time."""
+        self._at_work += 1
+        time.sleep(0.1)
+        alone = self._at_work == 1
+        self._at_work -= 1
+        return alone
+
+    def process(self) -> dict[str, object]:
+        """Where and which instance this is."""
+        return {"pid": os.getpid(), "made": self._name}

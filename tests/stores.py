@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from storage.activations import ActivationStore
+from storage.encoding import EncodedRows
 from storage.layout import StoreSpec
 
 
@@ -53,7 +55,15 @@ def shard_content(spec: StoreSpec, shard: int) -> tuple[dict, dict]:
         "position": position,
         "token_id": token(sequence, position).astype(np.uint32),
     }
-    return arrays, columns
+    return encoded(spec, shard, arrays), columns
+
+
+def encoded(spec: StoreSpec, shard: int, arrays: dict[str, np.ndarray]) -> dict[str, EncodedRows]:
+    """Activations in the order of a shard as `write_shard` takes them."""
+    return {
+        array: EncodedRows.of(spec, array, shard, torch.from_numpy(x))
+        for array, x in arrays.items()
+    }
 
 
 def filled_store(path: Path, spec: StoreSpec, shards=None) -> ActivationStore:

@@ -15,6 +15,7 @@ from storage.activations import ActivationStore
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
 from storage.layout import StoreSpec
+from tests.stores import encoded
 
 LAYERS = (0, 1, 2, 5)
 SEPARATOR = 7
@@ -54,7 +55,7 @@ def filled_store(path, spec):
         sequence, position = spec.rows_of(shard)
         columns = {"sequence": sequence, "position": position, "token_id": token_id[start:stop]}
         arrays = {name: x[start:stop, i].copy() for i, name in enumerate(spec.arrays)}
-        store.write_shard(shard, arrays, columns)
+        store.write_shard(shard, encoded(spec, shard, arrays), columns)
     return x, token_id
 
 
@@ -130,7 +131,8 @@ def test_the_same_activation_in_two_layers_is_at_distance_zero_and_its_opposite_
     store = ActivationStore.create(tmp_path / "pilot", spec)
     sequence, position = spec.rows_of(0)
     columns = {"sequence": sequence, "position": position, "token_id": np.zeros(10, np.uint32)}
-    store.write_shard(0, {"layers/0": rows, "layers/1": 2 * rows, "layers/2": -rows}, columns)
+    arrays = {"layers/0": rows, "layers/1": 2 * rows, "layers/2": -rows}
+    store.write_shard(0, encoded(spec, 0, arrays), columns)
 
     report = Grouper(tmp_path / "pilot").distances(center=False)
 
@@ -144,7 +146,8 @@ def test_an_activation_of_length_zero_counts_as_orthogonal(tmp_path):
     sequence, position = spec.rows_of(0)
     columns = {"sequence": sequence, "position": position, "token_id": np.zeros(5, np.uint32)}
     ones = np.ones((5, 6), np.float32)
-    store.write_shard(0, {"layers/0": ones, "layers/1": 0 * ones}, columns)
+    arrays = encoded(spec, 0, {"layers/0": ones, "layers/1": 0 * ones})
+    store.write_shard(0, arrays, columns)
 
     assert Grouper(tmp_path / "pilot").distances(center=False).matrix[0, 1] == 0.5
 

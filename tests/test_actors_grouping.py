@@ -98,7 +98,7 @@ def test_groups_of_a_matrix_worked_by_hand():
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "distinct"])
 @pytest.mark.parametrize("method", METHODS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_exactly_as_many_groups_as_asked_for_come_out(method, tied, data):
     distances = data.draw(matrices(tied))
@@ -117,7 +117,7 @@ def test_equal_distances_still_give_every_number_of_groups():
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "distinct"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_optimal_has_the_least_amad_of_all_contiguous_partitions(tied, data):
     distances = data.draw(matrices(tied))
@@ -127,7 +127,7 @@ def test_optimal_has_the_least_amad_of_all_contiguous_partitions(tied, data):
 
 
 @pytest.mark.parametrize("method", ["complete", "contiguous"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_linkage_equals_merging_the_closest_pair_again_and_again(method, data):
     distances = data.draw(matrices(tied=False))
@@ -137,7 +137,7 @@ def test_linkage_equals_merging_the_closest_pair_again_and_again(method, data):
 
 
 @pytest.mark.parametrize("method", ["complete", "contiguous"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(distances=matrices(tied=True))
 def test_merges_are_a_linkage_that_scipy_can_draw(method, distances):
     grouping = choose(distances, GroupConfig(method=method, last_layer="grouped"))
@@ -151,7 +151,7 @@ def test_an_optimal_partition_has_no_linkage():
     assert choose(BY_HAND, GroupConfig(method="optimal")).linkage is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(distances=matrices(tied=True), threshold=st.sampled_from([0.01, 0.05, 0.1, 1.0]))
 def test_the_fewest_groups_below_the_threshold_are_chosen(distances, threshold):
     grouping = choose(distances, GroupConfig(threshold=threshold, last_layer="grouped"))

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     # scipy only inside dictionary_mcc, triton only inside kernels: a notebook needs torch alone.
     "sae": {"torch", "safetensors", "jaxtyping", "scipy", "triton"},
-    "storage": {"numpy", "zarr", "numcodecs", "obstore", "google_crc32c", "jaxtyping"},
+    # torch only where rows are encoded and gathered: numpy rounds to float16 one by one.
+    "storage": {"numpy", "torch", "zarr", "numcodecs", "obstore", "google_crc32c", "jaxtyping"},
     "actors": {
         *("sae", "storage"),
         *("torch", "numpy", "scipy", "transformers", "tokenizers", "datasets", "huggingface_hub"),

@@ -9,6 +9,7 @@ from orchestrator import cluster
 from orchestrator.cluster import Placement
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
+from orchestrator.pool import Pool
 from tests.counter import Counter
 
 pytestmark = pytest.mark.ray
@@ -16,45 +17,60 @@ CFG = ComputeConfig(cpus=2)
 
 
 @pytest.fixture(scope="module")
-def placement():
+def pool():
     with cluster.connected(CFG):
-        yield Placement.of(CFG)
+        yield Pool(Placement.of(CFG))
 
 
-def test_every_job_is_done_once(placement: Placement, tmp_path: Path):
+def test_every_job_is_done_once(pool: Pool, tmp_path: Path):
     jobs = [(i,) for i in range(20)]
-    done = sorted(cluster.work(placement, Counter, (tmp_path,), "square", jobs))
+    done = sorted(pool.work(Counter, (tmp_path,), "square", jobs))
     assert done == [i * i for i in range(20)]
 
 
-def test_one_actor_does_two_jobs_at_once_if_it_may(placement: Placement, tmp_path: Path):
+def test_one_actor_does_two_jobs_at_once_if_it_may(pool: Pool, tmp_path: Path):
     jobs = [(i,) for i in range(4)]
-    work = cluster.work(placement, Counter, (tmp_path,), "meet", jobs, n_actors=1, at_once=2)
+    work = pool.work(Counter, (tmp_path,), "meet", jobs, n_actors=1, overlap=True)
     assert len(set(work)) == 1
 
 
-def test_no_jobs_start_no_actor(placement: Placement):
-    assert list(cluster.work(placement, Counter, ("never used",), "square", [])) == []
+def test_one_job_at_a_time_is_the_rule(pool: Pool, tmp_path: Path):
+    jobs = [(i,) for i in range(4)]
+    assert set(pool.work(Counter, (tmp_path,), "alone", jobs, n_actors=1)) == {True}
 
 
-def test_an_actor_that_dies_is_replaced_and_its_jobs_are_done(placement: Placement, tmp_path: Path):
+def test_the_processes_are_kept_for_other_actors_until_they_are_freed(pool: Pool, tmp_path: Path):
+    first, again, other = (
+        pool.call(Counter, (tmp_path / name,), "process") for name in ("a", "a", "b")
+    )
+    assert first["pid"] == again["pid"] == other["pid"]
+    assert first["made"] == again["made"] != other["made"]
+    pool.free()
+    assert pool.call(Counter, (tmp_path / "a",), "process")["pid"] != first["pid"]
+
+
+def test_no_jobs_start_no_actor(pool: Pool):
+    assert list(pool.work(Counter, ("never used",), "square", [])) == []
+
+
+def test_an_actor_that_dies_is_replaced_and_its_jobs_are_done(pool: Pool, tmp_path: Path):
     jobs = [(i,) for i in range(6)]
-    done = sorted(cluster.work(placement, Counter, (tmp_path,), "square_after_dying_once", jobs))
+    done = sorted(pool.work(Counter, (tmp_path,), "square_after_dying_once", jobs))
     assert done == [i * i for i in range(6)]
     assert (tmp_path / "died-3").exists()
 
 
-def test_a_mistake_found_in_a_method_arrives_as_itself(placement: Placement, tmp_path: Path):
+def test_a_mistake_found_in_a_method_arrives_as_itself(pool: Pool, tmp_path: Path):
     with pytest.raises(InputError, match=r"^this job makes no sense; give another$"):
-        cluster.call(placement, Counter, (tmp_path,), "complain")
+        pool.call(Counter, (tmp_path,), "complain")
 
 
-def test_a_mistake_found_in_a_constructor_arrives_as_itself(placement: Placement, tmp_path: Path):
+def test_a_mistake_found_in_a_constructor_arrives_as_itself(pool: Pool, tmp_path: Path):
     with pytest.raises(InputError, match=r"^this counter was given nonsense; give it sense$"):
-        cluster.call(placement, Counter, (tmp_path, True), "square", 1)
+        pool.call(Counter, (tmp_path, True), "square", 1)
 
 
-def test_an_actor_too_large_for_the_cluster_is_refused(placement: Placement):
+def test_an_actor_too_large_for_the_cluster_is_refused(pool: Pool):
     with pytest.raises(
         UserError, match=r"compute\.cpus_per_actor: 64 is more than the cluster's 2"
     ):

@@ -1,6 +1,7 @@
 """What `strata plan` counts, against stores that are written, and what it refuses."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ from actors.language_model import describe
 from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
+from orchestrator.estimate import estimate
 from orchestrator.plan import plan, refuse_what_cannot_fit
+from orchestrator.rounding import int8_cost, told
+from storage.activations import ActivationStore
+from storage.places import place
 from storage.sizes import store_bytes
 from tests.runs import write_config
 from tests.stores import filled_store, small_spec
@@ -66,3 +71,50 @@ def test_what_computes_on_a_gpu_is_counted_there(cfg: RunConfig):
     for kind in ("harvester", "trainer", "evaluator"):
         assert here[kind].device == 0 < there[kind].device
         assert there[kind].host < here[kind].host
+
+
+def with_harvest(cfg: RunConfig, **changes) -> RunConfig:
+    return dataclasses.replace(cfg, harvest=dataclasses.replace(cfg.harvest, **changes))
+
+
+def test_a_disk_budget_bounds_the_training_store_and_too_small_a_one_is_refused(cfg: RunConfig):
+    shape = describe(cfg.model)
+    small = dataclasses.replace(cfg, sweep=dataclasses.replace(cfg.sweep, window_chunks=2))
+    whole = plan(small, shape).disk_bytes["train"]
+    bounded = with_harvest(small, disk_budget=whole // 2)
+    assert plan(bounded, shape).disk_bytes["train"] == whole // 2
+    assert plan(with_harvest(small, disk_budget=2 * whole), shape).disk_bytes["train"] == whole
+    with pytest.raises(UserError, match=r"harvest\.disk_budget: .* readers need 4 at a time") as e:
+        plan(with_harvest(small, disk_budget=whole // 10), shape)
+    enough = int(re.search(r"raise it to ([\d,]+)", str(e.value))[1].replace(",", ""))
+    plan(with_harvest(small, disk_budget=enough), shape)
+    with pytest.raises(UserError):
+        plan(with_harvest(small, disk_budget=enough - 1), shape)
+
+
+def test_the_time_is_what_there_is_to_do_over_the_rates_that_were_measured(cfg: RunConfig):
+    shape = describe(cfg.model)
+    figures = plan(cfg, shape)
+    found = estimate(cfg, shape, figures)
+    assert set(found.step_rates) == {"dense", "kron 16x4x4"}
+    assert found.harvest == pytest.approx(
+        figures.harvest_tokens / found.model_rate / figures.n_actors["harvester"]
+    )
+    trained = 2 * 235 * 512  # groups, steps, tokens of one
+    busy = sum(trained / rate for rate in found.step_rates.values())
+    assert found.sweep == pytest.approx(busy / figures.n_actors["trainer"])
+    assert found.total > max(found.harvest, found.sweep, found.evaluate) > 0
+
+
+def test_what_int8_would_cost_is_what_it_costs(tmp_path: Path):
+    spec = small_spec()
+    float32 = filled_store(tmp_path / "float32", spec).place
+    int8 = filled_store(tmp_path / "int8", small_spec(dtype="int8")).place
+    assert int8_cost(place(tmp_path / "none")) is None
+    assert int8_cost(ActivationStore.create(tmp_path / "empty", spec).place) is None
+    would, does = int8_cost(float32), int8_cost(int8)
+    assert would is not None
+    assert does is not None
+    for layer in spec.layers:  # of the first shard; of all, each about its mean
+        assert would[layer] == pytest.approx(does[layer], rel=0.2)
+    assert "at most" in told(would)

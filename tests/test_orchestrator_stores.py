@@ -13,6 +13,7 @@ from orchestrator.stores import n_sequences, store_spec
 from storage.activations import ActivationStore
 from storage.layout import StoreSpec
 from storage.tokens import TokenStore
+from tests.stores import encoded
 from tests.tokenizers_of_words import byte_pairs, corpus_of, random_texts, saved
 
 CONTEXT = 16
@@ -91,7 +92,7 @@ def test_the_training_store_costs_one_row_per_token_and_group(tmp_path: Path, gr
             "token_id": np.zeros(len(sequence), np.uint32),
         }
         x = np.ones((len(sequence), 768), np.float32)
-        store.write_shard(shard, dict.fromkeys(small.arrays, x), columns)
+        store.write_shard(shard, encoded(small, shard, dict.fromkeys(small.arrays, x)), columns)
     on_disk = sum(file.stat().st_size for file in store.place.folder.rglob("*") if file.is_file())
     whole_chunks = small.n_chunks * small.chunk_rows * groups * 768 * 2
     assert whole_chunks < on_disk < 1.02 * whole_chunks

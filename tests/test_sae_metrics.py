@@ -27,7 +27,7 @@ def test_metrics_equal_their_formulas():
     assert metrics.norm_ratio == pytest.approx(float(ratio), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 6), st.integers(0, 99))
 def test_batches_and_workers_merge_to_the_whole(sizes, cut, seed):
     torch.manual_seed(seed)

@@ -103,7 +103,7 @@ def test_bfloat16_keeps_the_values_of_the_full_width_form(encoder, selection):
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in grads.values())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_kronecker_shape_and_any_blocking_equal_the_full_width_form(data):
     h, m, n = (data.draw(st.integers(1, top), label=s) for s, top in [("h", 9), ("m", 4), ("n", 5)])
@@ -134,7 +134,7 @@ def kept_multiset(latents, selection):
     return rows.sort(1).values
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_with_ties_the_kept_values_are_the_same_multiset_and_their_gradients_the_formulas(data):
     encoder = data.draw(st.sampled_from(["dense", KronShape(h=6, m=2, n=3)]), label="encoder")
@@ -168,7 +168,7 @@ def as_rounded(exact, rounded):
     return exact + (rounded.double() - exact).detach()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_bfloat16_gradients_of_pruned_heads_are_those_of_the_full_width_form(data):
     h, m, n = (data.draw(st.integers(1, top), label=s) for s, top in [("h", 9), ("m", 4), ("n", 5)])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sae.selection import MatrixBlock, select_above, select_batch_top_k, top_k_per_row
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(1, 400), st.data())
 def test_pruned_top_k_finds_the_values_of_topk(n_columns, data):
     k = data.draw(st.integers(1, n_columns), label="k")
@@ -19,7 +19,7 @@ def test_pruned_top_k_finds_the_values_of_topk(n_columns, data):
     assert all(len(row.unique()) == k for row in indices)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.data())
 def test_batch_top_k_keeps_exactly_the_budget_or_all_that_are_on(data):
     n_tokens, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 40))
@@ -40,7 +40,6 @@ def test_batch_top_k_keeps_exactly_the_budget_or_all_that_are_on(data):
     assert int(chosen.pattern.offsets[-1]) == len(chosen.scores)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 70), st.data())
 def test_the_lower_bound_of_a_block_is_reached_by_so_many_entries(n_tokens, width, data):
     n = data.draw(st.integers(1, n_tokens * width))

@@ -24,7 +24,7 @@ SETTINGS = st.fixed_dictionaries(
 ).filter(lambda drawn: drawn["n_sequences"] <= drawn["n_population"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SETTINGS)
 def test_shards_partition_the_harvested_tokens(drawn: dict):
     spec = small_spec(**drawn)
@@ -39,7 +39,7 @@ def test_shards_partition_the_harvested_tokens(drawn: dict):
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SETTINGS)
 def test_shard_and_chunk_ranges_tile_the_rows(drawn: dict):
     spec = small_spec(**drawn)
@@ -85,7 +85,7 @@ def test_the_hash_is_the_documented_one():
     assert drawn[0] == layers[(state >> 32) * len(layers) >> 32]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(-(2**63), 2**63 - 1), st.integers(2, 40), st.integers(0, 30), st.integers(0, 2**31)
 )

@@ -110,7 +110,7 @@ def test_int8_rows_are_within_half_a_step_and_their_cost_is_recorded(tmp_path):
                     x[slice(*spec.shard_range(shard))][mine[slice(*spec.shard_range(shard))]]
                 ]
             )
-            assert 0 < costs[layer] == pytest.approx(error / deviation, rel=1e-5)
+            assert 0 < costs[layer] == pytest.approx(error / deviation, rel=1e-3)
     assert sum(record.n_clipped for record in store.committed().values()) == 0
 
 

@@ -27,7 +27,7 @@ def write(path: Path, ids: dict[str, np.ndarray], parts: int = 1) -> None:
     writer.seal()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_what_is_appended_in_any_parts_is_read_back_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -1,0 +1,91 @@
+"""An autoencoder trained on batches out of a store against one trained on a uniform shuffle of its rows."""
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.activations import PILOTS, shuffled
+from benchmarks.fitting import fitted, measured
+from benchmarks.rows import Row
+from sae import SaeConfig
+from storage.activations import ActivationStore
+from storage.batches import Cursor, ShuffledBatches
+from storage.encoding import EncodedRows
+from storage.hygiene import Hygiene, RowFilter
+from storage.layout import StoreSpec
+
+TOKENS, STEPS, BATCH_ROWS, SEEDS = 200_000, 1200, 1024, 4
+SEQUENCE_ROWS, CHUNK_SEQUENCES, SHARD_CHUNKS, WINDOW_CHUNKS = 128, 4, 8, 8
+"""A store of about 390 chunks of neighbouring tokens, of which a window mixes eight."""
+
+
+def measure() -> list[Row]:
+    """One row: mean FVU of held-out rows over the seeds, uniform over ours; above 1 ours is lower."""
+    pilot = PILOTS[0]
+    torch.set_num_threads(2)
+    train, validation = pilot.activations(TOKENS)
+    train = train[: len(train) // SEQUENCE_ROWS * SEQUENCE_ROWS]
+    sae = SaeConfig(d_model=train.shape[1], d_sae=1024, k=16)
+    found: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        store = _stored(Path(name) / "store", train)
+        for seed in range(SEEDS):
+            fvu = []
+            for batches in (_from_store(store, seed), shuffled(train, BATCH_ROWS, seed)):
+                torch.manual_seed(seed)
+                fit = fitted(sae, batches, STEPS, lr=1e-3, dead_after_tokens=100_000)
+                fvu.append(measured(fit, validation).fvu)
+            print(f"  seed {seed}: FVU {fvu[0]:.5f}, uniform {fvu[1]:.5f}", flush=True)
+            found.append((fvu[0], fvu[1]))
+    means = [statistics.fmean(column) for column in zip(*found, strict=True)]
+    return [
+        Row(
+            name=f"FVU, {pilot.name}, window of {WINDOW_CHUNKS} in {store.spec.n_chunks} chunks",
+            against="uniform shuffle",
+            ratio=means[1] / means[0],
+            at_least=0.995,
+            aim=None,
+            seconds=means,
+            versions={name: version(name) for name in ("torch", "zarr")},
+            unit="",
+        )
+    ]
+
+
+def _from_store(store: ActivationStore, seed: int) -> Iterator[Tensor]:
+    everything = RowFilter(Hygiene(drop_special_tokens=False), (), {0: 1e9})
+    batches = ShuffledBatches(store, "layers/0", everything, BATCH_ROWS, WINDOW_CHUNKS, seed)
+    return (b.x for _, b in batches.batches(Cursor()) if len(b) == BATCH_ROWS)
+
+
+def _stored(folder: Path, x: Tensor) -> ActivationStore:
+    """The rows as a store has them, in float32: what is compared is the order alone."""
+    n_sequences = len(x) // SEQUENCE_ROWS
+    spec = StoreSpec(
+        d_model=x.shape[1],
+        layers=(0,),
+        split="train",
+        n_population=n_sequences,
+        n_sequences=n_sequences,
+        rows_per_sequence=SEQUENCE_ROWS,
+        first_position=0,
+        sequences_per_chunk=CHUNK_SEQUENCES,
+        chunks_per_shard=SHARD_CHUNKS,
+        seed=0,
+        dtype="float32",
+        scales=(1.0,),
+    )
+    store = ActivationStore.create(folder, spec)
+    for shard in range(spec.n_shards):
+        sequence, position = spec.rows_of(shard)
+        rows = torch.from_numpy(sequence.astype(np.int64) * SEQUENCE_ROWS + position)
+        encoded = EncodedRows.of(spec, "layers/0", shard, x[rows])
+        columns = {"sequence": sequence, "position": position, "token_id": np.zeros_like(sequence)}
+        store.write_shard(shard, {"layers/0": encoded}, columns)
+    return store

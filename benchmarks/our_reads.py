@@ -1,0 +1,35 @@
+"""Our side of the reading benchmark: a turn is an epoch of shuffled batches out of a store."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cpu import Findings, Turn, serve_turns
+from benchmarks.read_data import Size, distinct
+from storage.activations import ActivationStore
+from storage.batches import Cursor, ShuffledBatches
+from storage.hygiene import Hygiene, RowFilter
+
+
+def reader(folder: Path, batch_rows: int) -> ShuffledBatches:
+    """What a trainer reads with, at the defaults; no row is dropped."""
+    everything = RowFilter(Hygiene(drop_special_tokens=False), (), {0: 1e9})
+    store = ActivationStore.open(folder)
+    return ShuffledBatches(store, "layers/0", everything, batch_rows, window_chunks=64, seed=0)
+
+
+def make(arguments: dict[str, Any]) -> Turn:
+    """The epochs of a reader, one after the other."""
+    batches = reader(Path(arguments["store"]), Size.of(arguments).batch_rows)
+
+    def turn(number: int) -> Findings:
+        stream = batches.batches(Cursor(epoch=number))
+        epoch = islice(stream, batches.batches_per_epoch)
+        firsts = [batch.stored[:, 0].clone() for _, batch in epoch]
+        return lambda: distinct([first for first in firsts if len(first) == len(firsts[0])])
+
+    return turn
+
+
+if __name__ == "__main__":
+    serve_turns(make, ["torch", "zarr", "numpy"])

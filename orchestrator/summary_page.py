@@ -1,0 +1,61 @@
+"""The result of a finished run as a person reads it."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(console: Console, data: Mapping[str, Any]) -> None:
+    """Print the result of a finished run."""
+    table = Table(title="Winners", title_justify="left", pad_edge=False)
+    columns = ("group", "layers", "encoder", "k", "FVU", "L0", "dead", "CE recovered", "parameters")
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[1:3] else "right")
+    for group in data["groups"]:
+        for winner in group["winners"]:
+            is_best = winner["trial"] == group["best"]["trial"]
+            share = winner["n_parameters"] / data["dense_n_parameters"]
+            table.add_row(
+                f"{group['id']}{'*' if is_best else ' '}",
+                ", ".join(map(str, group["layers"])),
+                f"{encoder_label(winner)}, {winner['selection']}",
+                str(winner["k"]),
+                f"{winner['fvu']:.4f}",
+                f"{winner['l0']:.1f}",
+                f"{winner['dead_fraction']:.1%}",
+                _span(winner["ce_recovered"].values()),
+                f"{winner['n_parameters']:,} ({share:.0%} of dense)",
+            )
+    console.print(table)
+    seconds = data["stage_seconds"]
+    console.print(
+        f"{len(data['groups'])} groups over {data['n_layers']} layers (AMAD {data['amad']:.3f}), "
+        f"{data['n_trials']} trials, {sum(seconds.values()):.0f} s: "
+        + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
+        "FVU: mean over the group's layers on unseen documents, lower is better; * is the group's best.",
+        "CE recovered: 1 is the model untouched, 0 is the layer zeroed; least and most over the layers.",
+        f"Run:    {data['run_dir']}",
+        f"Report: {data['run_dir']}/report/index.html",
+        f"MLflow: strata ui {data['run_dir']}",
+        sep="\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _span(values: Collection[float]) -> str:
+    """The least and the most, or `-` where there are none."""
+    if not values:
+        return "-"
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} .. {high}"
+
+
+def encoder_label(result: Mapping[str, Any]) -> str:
+    """`dense`, or the Kronecker shape as `kron 64x4x4`."""
+    if result["encoder"] == "dense":
+        return "dense"
+    other = "" if result["activation"] == "mand" else f" {result['activation']}"
+    return f"kron {result['h']}x{result['m']}x{result['n']}{other}"

@@ -1,0 +1,144 @@
+"""Activations as a shard stores them: scaled, rounded, and with what is noted of each row.
+
+Rows are encoded on the device where the model computes, so a GPU hands over no more bytes than are
+stored; on a CPU block by block, so that each is read from memory once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, Shaped
+from torch import Tensor
+
+from storage.dtypes import largest_value, stored_dtype
+from storage.layout import StoreSpec
+
+_BLOCK_VALUES = 256 * 768
+"""Of a block on the CPU, which stays in the cache of a core."""
+
+_SMALLEST = 127 * 2.0**-96
+"""Rows whose largest value is below get the scale 2^96 of int8, which then need not be infinite."""
+
+
+class EncodedBlock(NamedTuple):
+    """Some rows of one layer, encoded; the fields are those of `EncodedRows`."""
+
+    stored: Shaped[Tensor, "rows d_model"]
+    norm: Float32[Tensor, " rows"]
+    clipped: Int64[Tensor, " rows"]
+    scale: Float32[Tensor, " scaled"]
+    squared_error: Float32[Tensor, " scaled"]
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """The rows of one array of a shard in the order in which they are stored."""
+
+    stored: Shaped[np.ndarray, "rows d_model"]
+    """Numbers of the store's dtype."""
+
+    norm: Float32[np.ndarray, " rows"]
+    """Euclidean norm of each row, in the model's units; NaN where no row was put."""
+
+    clipped: Int64[np.ndarray, " rows"]
+    """Values of each row that were too large for the dtype and became its largest."""
+
+    scale: Float32[np.ndarray, " scaled"]
+    """Of int8: what the row was multiplied by; else empty."""
+
+    squared_error: Float32[np.ndarray, " scaled"]
+    """Of int8: the squared distance that rounding moved the row, in the model's units; else empty."""
+
+    @classmethod
+    def empty(cls, n_rows: int, d_model: int, dtype: str) -> "EncodedRows":
+        """Room for that many rows (numpy's, which asks for huge pages: it fills four times faster)."""
+        n_scaled = n_rows if dtype == "int8" else 0
+        return cls(
+            stored=np.empty((n_rows, d_model), stored_dtype(dtype)),
+            norm=np.full(n_rows, np.nan, np.float32),
+            clipped=np.zeros(n_rows, np.int64),
+            scale=np.ones(n_scaled, np.float32),
+            squared_error=np.zeros(n_scaled, np.float32),
+        )
+
+    @classmethod
+    def of(
+        cls, spec: StoreSpec, array: str, shard: int, x: Float[Tensor, "rows d_model"]
+    ) -> "EncodedRows":
+        """Encode rows that are in memory, in the order of `spec.rows_of(shard)`."""
+        encoded = cls.empty(*x.shape, spec.dtype)
+        layers = spec.row_layers(array, *spec.rows_of(shard))[: len(x)]
+        for layer in spec.layers_of(array):
+            places = np.flatnonzero(layers == layer)
+            rows = torch.from_numpy(places).to(x.device)
+            for span, block in encode(x, rows, spec.scale_of(layer), spec.dtype):
+                encoded.put(places[span], block)
+        return encoded
+
+    def put(self, places: Int64[np.ndarray, " rows"], block: EncodedBlock) -> None:
+        """Put a block that is in main memory at its places."""
+        for name, values in block._asdict().items():
+            if len(values):
+                getattr(self, name)[places] = values.numpy()
+
+
+def encode(
+    x: Float[Tensor, "tokens d_model"], rows: Int64[Tensor, " rows"], scale: float, dtype: str
+) -> Iterator[tuple[slice, EncodedBlock]]:
+    """Encode some rows of one layer on the device they are on, block by block.
+
+    Rounds to nearest, ties to even. What is too large becomes the largest finite value of its sign.
+    Rows that are not finite, or whose norm is not, get a norm that is not.
+
+    Args:
+        x: Activations in the model's units.
+        rows: Which of them are stored.
+        scale: They are multiplied by it; int8 finds one for each row instead.
+        dtype: One of `DTYPES`.
+
+    Yields:
+        Which part of `rows` it is, and the block.
+    """
+    step = max(1, len(rows) if x.is_cuda else _BLOCK_VALUES // x.shape[1])
+    for start in range(0, len(rows), step):
+        span = slice(start, start + step)
+        block = x.index_select(0, rows[span]).float()
+        yield span, _int8_block(block) if dtype == "int8" else _block(block, scale, dtype)
+
+
+def _block(x: Float32[Tensor, "rows d_model"], scale: float, dtype: str) -> EncodedBlock:
+    norm = torch.linalg.vector_norm(x, dim=1)
+    scaled = x.mul_(scale)
+    largest = largest_value(dtype)
+    # No value is larger than its row's norm. On a GPU to ask would be to wait for it.
+    if x.is_cuda or float(norm.max()) * scale > largest:
+        clipped = (scaled.abs() > largest).sum(dim=1)
+        scaled = scaled.clamp_(-largest, largest)
+    else:
+        clipped = torch.zeros(len(x), dtype=torch.int64)
+    stored = scaled.to(getattr(torch, dtype))
+    if dtype == "bfloat16":
+        stored = stored.view(torch.uint16)
+    nothing = norm[:0]
+    return EncodedBlock(stored, norm, clipped, nothing, nothing)
+
+
+def _int8_block(x: Float32[Tensor, "rows d_model"]) -> EncodedBlock:
+    """Each row by the scale that brings its largest value to 127, so that nothing is clipped."""
+    norm = torch.linalg.vector_norm(x, dim=1)
+    largest = x.abs().amax(dim=1)
+    scale = torch.where(largest > 0, 127 / largest.clamp(min=_SMALLEST), 1.0)
+    stored = (x * scale[:, None]).round_().to(torch.int8)
+    error = decode(stored, scale, "int8").sub_(x).square_().sum(dim=1)
+    return EncodedBlock(stored, norm, torch.zeros_like(norm, dtype=torch.int64), scale, error)
+
+
+def decode(
+    stored: Shaped[Tensor, "rows d_model"], scale: Float32[Tensor, " rows"], dtype: str
+) -> Float32[Tensor, "rows d_model"]:
+    """Activations in the model's units from stored rows and what each was multiplied by."""
+    x = stored.view(torch.bfloat16) if dtype == "bfloat16" else stored
+    return x.to(torch.float32, copy=True).div_(scale[:, None])

@@ -1,0 +1,136 @@
+"""What is mixed with what: segments of shards, windows of chunks, and the batches cut from a window."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, Shaped, UInt8
+from torch import Tensor
+
+from storage.draw import Stream, draw, permutation
+from storage.encoding import decode
+
+
+def segments(n_shards: int, window_chunks: int) -> list[range]:
+    """The shards that are mixed with one another, one segment after the other in every epoch.
+
+    As many shards as a window has chunks, so that each chunk of a window can be of another shard. So
+    an epoch can be read from a store that holds only a few segments at a time (`storage.ring`).
+    """
+    return [
+        range(first, min(first + window_chunks, n_shards))
+        for first in range(0, n_shards, window_chunks)
+    ]
+
+
+def chunk_windows(
+    n_chunks: int, chunks_per_shard: int, window_chunks: int, seed: int, epoch: int, segment: int
+) -> list[Int64[np.ndarray, " chunks"]]:
+    """The chunks of a segment in the seeded order of an epoch, window by window, counted from 0.
+
+    Each window takes chunks from as many different shards as it can: always from the shards that
+    have the most chunks left, ties broken by the seed, each shard once before any comes again.
+    """
+    order = permutation(n_chunks, seed, Stream.EPOCH_CHUNKS, epoch, segment)
+    n_shards = -(-n_chunks // chunks_per_shard)
+    shard_of = order // chunks_per_shard
+    left = np.bincount(shard_of, minlength=n_shards)
+    queues = np.split(order[np.argsort(shard_of, kind="stable")], np.cumsum(left)[:-1])
+    windows = []
+    while left.any():
+        window: list[np.ndarray] = []
+        room = min(window_chunks, int(left.sum()))
+        while room:
+            ties = draw(
+                seed, Stream.EPOCH_CHUNKS, epoch, segment, len(windows) + 1, np.arange(n_shards)
+            )
+            chosen = np.lexsort((ties, -left))[: min(room, int((left > 0).sum()))]
+            left[chosen] -= 1
+            window.append(np.array([queues[shard][left[shard]] for shard in chosen], np.int64))
+            room -= len(chosen)
+        windows.append(np.concatenate(window))
+    return windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows to train on, as they are stored: half the bytes to bring to a GPU."""
+
+    stored: Shaped[Tensor, "rows d_model"]
+    """Numbers of the store's dtype."""
+
+    scale: Float32[Tensor, " rows"]
+    """What each row was multiplied by."""
+
+    layer: Int64[Tensor, " rows"]
+    """The layer of each."""
+
+    dtype: str
+    """Of the store."""
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def to(self, device: str) -> "Batch":
+        """The same batch on a device; to a GPU while the host goes on."""
+        if torch.device(device).type == "cpu":
+            return self
+        return replace(
+            self,
+            **{
+                name: getattr(self, name).pin_memory().to(device, non_blocking=True)
+                for name in ("stored", "scale", "layer")
+            },
+        )
+
+    @property
+    def x(self) -> Float32[Tensor, "rows d_model"]:
+        """Activations, in the model's units."""
+        return decode(self.stored, self.scale, self.dtype)
+
+
+class Window(NamedTuple):
+    """Chunks that are mixed."""
+
+    chunks: list[Tensor]
+    """Rows as stored, perhaps views of files."""
+
+    begins: Int64[np.ndarray, " chunks"]
+    """Where each begins, counted over the window."""
+
+    layers: UInt8[np.ndarray, " rows"]
+    scales: Float32[np.ndarray, " rows"]
+
+    order: Int64[np.ndarray, " kept"]
+    """The kept rows, permuted."""
+
+    def take(self, start: int, n: int, dtype: str) -> Batch:
+        """`n` rows from `start` on in the order of the window, or what is left of it."""
+        rows = np.sort(self.order[start : start + n])  # each chunk is gone through once, forwards
+        stored = torch.empty((len(rows), self.chunks[0].shape[1]), dtype=self.chunks[0].dtype)
+        cuts = [*np.searchsorted(rows, self.begins).tolist(), len(rows)]
+        within = torch.from_numpy(
+            rows - self.begins[np.searchsorted(self.begins, rows, "right") - 1]
+        )
+        for chunk, first, last in zip(self.chunks, cuts[:-1], cuts[1:], strict=True):
+            if first < last:
+                torch.index_select(chunk, 0, within[first:last], out=stored[first:last])
+        return Batch(
+            stored=stored,
+            scale=torch.from_numpy(self.scales[rows]),
+            layer=torch.from_numpy(self.layers[rows].astype(np.int64)),
+            dtype=dtype,
+        )
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """Consecutive parts as one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(
+        stored=torch.cat([part.stored for part in parts]),
+        scale=torch.cat([part.scale for part in parts]),
+        layer=torch.cat([part.layer for part in parts]),
+        dtype=parts[0].dtype,
+    )
