@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ByteSize, Discriminator, Field, Tag, TypeAdapter
+from pydantic import ByteSize, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from actors.corpus import FilesCorpus, HubCorpus, StdlibCorpus
 from actors.grouping import GroupConfig
@@ -22,9 +22,6 @@ from storage.places import place
 
 Positive = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=10**12)]
-Bytes = Annotated[
-    int, Field(ge=1), BeforeValidator(lambda value: TypeAdapter(ByteSize).validate_python(value))
-]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Corpus = Annotated[StdlibCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
 EncoderShape = Annotated[
@@ -68,17 +65,24 @@ class HarvestConfig:
     """Where tokens and activations lie: a folder, or s3://, gs:// or az://BUCKET/PREFIX; by default
     the run directory. One run has it for itself."""
 
-    disk_budget: Bytes | None = None
+    disk_budget: str | None = None
     """Most bytes that the training store may take, such as 200GB; beyond, it is harvested beside
     training, and shards are released that every trial has passed. By default it is kept whole."""
 
     def __post_init__(self) -> None:
-        """Refuse shards smaller than their chunks, what pcodec can't compress, and URLs of no store."""
+        """Refuse shards below their chunks, what pcodec can't compress, URLs of no store, no sizes."""
         if self.store is not None:
             try:
                 place(self.store)
             except StoreError as error:
                 raise ValueError(f"store: {error}") from None
+        try:
+            _ = self.budget_bytes
+        except ValidationError:
+            raise ValueError(
+                f"disk_budget: {self.disk_budget!r} is no size; write a number and a unit, such as "
+                "500MB or 2TB"
+            ) from None
         if self.codec == "pcodec" and self.dtype == "int8":
             raise ValueError(
                 "codec: pcodec takes float16, bfloat16 and float32, not int8; choose zstd, blosc or "
@@ -89,6 +93,13 @@ class HarvestConfig:
                 f"shard_mib: {self.shard_mib} is less than chunk_mib = {self.chunk_mib}; "
                 "a shard holds whole chunks, so raise shard_mib or lower chunk_mib"
             )
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """`disk_budget` as a number."""
+        if self.disk_budget is None:
+            return None
+        return TypeAdapter(ByteSize).validate_python(self.disk_budget)
 
     @property
     def n_pilot_tokens(self) -> int:

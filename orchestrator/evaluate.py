@@ -39,11 +39,10 @@ def evaluate(
         )
         title, unit = "evaluate", "evaluations"
         with run.timed(title), stage(session.console, title, len(missing), unit) as progress:
-            jobs = [(trial.id, trial.folder / "sae", layer) for trial, layer in missing]
-            reports = pool.work(_Named, (arguments,), "evaluate", jobs)
-            for name, layer, report in reports:
-                write_json(_file(session, name, layer), asdict(report))
-                progress.advance(1, f"{name} layer {layer}")
+            jobs = {(trial.folder / "sae", layer): trial.id for trial, layer in missing}
+            for job, report in pool.work(Evaluator, arguments, "evaluate", jobs):
+                write_json(_file(session, jobs[job], job[1]), asdict(report))
+                progress.advance(1, f"{jobs[job]} layer {job[1]}")
             seconds = progress.seconds
         session.say(f"evaluate  {len(missing)} pairs of winner and layer in {seconds:.0f} s")
     found: Evaluations = {}
@@ -53,16 +52,6 @@ def evaluate(
     metrics = {"worst_ce_recovered": min(recovered)} if session.shape.is_causal else {}
     session.tracker.stage("evaluate", params={}, metrics=metrics)
     return found
-
-
-class _Named:
-    """An evaluator whose reports say what they are about: results come in no order."""
-
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self._evaluator = Evaluator(*arguments)
-
-    def evaluate(self, name: str, folder: Any, layer: int) -> tuple[str, int, Any]:
-        return name, layer, self._evaluator.evaluate(folder, layer)
 
 
 def _file(session: Session, trial: str, layer: int) -> Any:

@@ -128,7 +128,7 @@ def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
         receipts = pool.work(
             *(Harvester, arguments, "harvest", jobs), n_actors=cfg.compute.harvesters, overlap=True
         )
-        for receipt in receipts:
+        for _, receipt in receipts:
             seconds["model"] += receipt.model_seconds
             seconds["write"] += receipt.write_seconds
             rows, n_bytes = rows + receipt.n_rows, n_bytes + receipt.n_bytes

@@ -120,7 +120,7 @@ def _within_budget(cfg: RunConfig, spec: StoreSpec, n_groups: int) -> dict[str, 
 
     Whether the budget is enough is checked where the groups are known; else before the train harvest.
     """
-    budget = cfg.harvest.disk_budget
+    budget = cfg.harvest.budget_bytes
     if budget is None or spec.n_bytes <= budget:
         return {}
     if cfg.group.n_groups == n_groups:

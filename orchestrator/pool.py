@@ -39,8 +39,8 @@ class Pool:
         jobs: Iterable[tuple[Any, ...]],
         n_actors: int | None = None,
         overlap: bool = False,
-    ) -> Iterator[Any]:
-        """Results of `actor(*arguments).method(*job)` for every job, as they come.
+    ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """Every job with the result of `actor(*arguments).method(*job)`, as they come.
 
         A pure work list: a process that dies is restarted and its jobs done again, so jobs must be
         idempotent. With `overlap` a process does all the jobs that it has in hand at once, in threads.
@@ -49,14 +49,16 @@ class Pool:
             Exception: What the method or the constructor raised, as itself.
         """
         todo = list(jobs)
+        if not todo:
+            return
         members = self._started(min(n_actors or len(todo), len(todo)))
-        made = ray.put(cloudpickle.dumps((actor, tuple(arguments))))
+        made = ray.put(cloudpickle.dumps((actor, tuple(arguments))))  # pyright: ignore
         waiting = iter(todo)
-        inflight: dict[ray.ObjectRef, Any] = {}
+        inflight: dict[ray.ObjectRef, tuple[Any, tuple[Any, ...]]] = {}
 
         def submit(member: Any) -> None:
             for job in waiting:
-                inflight[member.do.remote(made, method, job, overlap)] = member
+                inflight[member.do.remote(made, method, job, overlap)] = member, job
                 return
 
         for member in members * JOBS_IN_HAND:
@@ -64,20 +66,21 @@ class Pool:
         try:
             while inflight:
                 [ready], _ = ray.wait(list(inflight), num_returns=1)
-                member = inflight.pop(ready)
+                member, job = inflight.pop(ready)
                 try:
                     result = ray.get(ready)
                 except RayTaskError as error:
                     raise (error.cause or error) from None
                 submit(member)
-                yield result
+                yield job, result
         finally:
             if inflight:  # what is still under way, nobody waits for
                 self.free()
 
     def call(self, actor: type, arguments: Sequence[Any], method: str, *job: Any) -> Any:
         """The result of one method of one actor, as `work` does it."""
-        return next(self.work(actor, arguments, method, [job]))
+        [(_, result)] = self.work(actor, arguments, method, [job])
+        return result
 
     def free(self) -> None:
         """End the processes, so that others can have their place; the next work starts new ones."""

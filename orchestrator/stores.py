@@ -72,7 +72,7 @@ def shards_within(cfg: RunConfig, spec: StoreSpec) -> int | None:
     Raises:
         UserError: If these are too few for a segment that is in use and the next.
     """
-    budget = cfg.harvest.disk_budget
+    budget = cfg.harvest.budget_bytes
     if budget is None or spec.n_bytes <= budget:
         return None
     columns = sum(dtype.itemsize for dtype in spec.columns.values()) * spec.n_rows
@@ -83,6 +83,6 @@ def shards_within(cfg: RunConfig, spec: StoreSpec) -> int | None:
         raise UserError(
             f"harvest.disk_budget: {budget:,} bytes have room for {max(0, room)} shards of the training "
             f"store ({each:,} bytes each) beside its columns, and readers need {needed} at a time; raise it "
-            f"to {columns + needed * each:,}, or lower sweep.window_chunks or harvest.shard_mib"
+            f"to {columns + needed * each}, or lower sweep.window_chunks or harvest.shard_mib"
         )
     return room

@@ -17,7 +17,7 @@ from sae.latents import SparseLatents
 from sae.losses import auxk_loss, auxk_size, nested_loss, total_variance
 from sae.selection import select_top_k
 
-_ROWS_AT_ONCE = 512  # Rows of the decoder that stay in cache between two passes.
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,11 +289,9 @@ class Fit:
         state["step"] += 1
         of_block = (w_dec, gradient, state["exp_avg"], state["exp_avg_sq"])
         for block in zip(*(tensor.split(at_once) for tensor in of_block), strict=True):
-            rows = block[0]
+            rows, grad, mean, square = block
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
-                *([tensor] for tensor in block),
-                [],
-                [state["step"]],
+                *([rows], [grad], [mean], [square], [], [state["step"]]),
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

@@ -69,7 +69,7 @@ class EncodedRows:
         cls, spec: StoreSpec, array: str, shard: int, x: Float[Tensor, "rows d_model"]
     ) -> "EncodedRows":
         """Encode rows that are in memory, in the order of `spec.rows_of(shard)`."""
-        encoded = cls.empty(*x.shape, spec.dtype)
+        encoded = cls.empty(len(x), spec.d_model, spec.dtype)
         layers = spec.row_layers(array, *spec.rows_of(shard))[: len(x)]
         for layer in spec.layers_of(array):
             places = np.flatnonzero(layers == layer)

@@ -53,7 +53,7 @@ def _write(path: Path, parts: Iterable[Bytes]) -> FileRecord:
     try:
         with partial.open("wb") as file:
             for part in parts:
-                file.write(part)
+                file.write(part)  # pyright: ignore[reportArgumentType] (a buffer, from 3.12 on)
                 n_bytes += len(part)
                 checksum = google_crc32c.extend(checksum, part)
             file.flush()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import google_crc32c
@@ -156,7 +156,7 @@ class ObjectPlace(Place):
         except (BaseError, ValueError) as error:
             raise self._fault("open", "", error) from None
 
-    def _put(self, name: str, data: list[Bytes], n_bytes: int) -> None:
+    def _put(self, name: str, data: list[Any], n_bytes: int) -> None:
         if n_bytes <= PART_BYTES:
             obstore.put(self._bucket, name, b"".join(data), use_multipart=False)
         else:

@@ -129,6 +129,10 @@ def test_a_fault_is_told_in_the_words_of_the_file(
             "sweep.encoders[1]: h*m*n = 3*2*4 = 24 is not d_sae = 64",
         ),
         ({"harvest": {"tokens": -1, "shard_mib": 0.1}}, "harvest.shard_mib: 0.1 is less than"),
+        (
+            {"harvest": {"tokens": -1, "disk_budget": "two"}},
+            "harvest.disk_budget: 'two' is no size",
+        ),
     ],
 )
 def test_one_fault_does_not_hide_another_of_its_section(

@@ -81,15 +81,15 @@ def test_a_disk_budget_bounds_the_training_store_and_too_small_a_one_is_refused(
     shape = describe(cfg.model)
     small = dataclasses.replace(cfg, sweep=dataclasses.replace(cfg.sweep, window_chunks=2))
     whole = plan(small, shape).disk_bytes["train"]
-    bounded = with_harvest(small, disk_budget=whole // 2)
+    bounded = with_harvest(small, disk_budget=str(whole // 2))
     assert plan(bounded, shape).disk_bytes["train"] == whole // 2
-    assert plan(with_harvest(small, disk_budget=2 * whole), shape).disk_bytes["train"] == whole
+    assert plan(with_harvest(small, disk_budget=str(2 * whole)), shape).disk_bytes["train"] == whole
     with pytest.raises(UserError, match=r"harvest\.disk_budget: .* readers need 4 at a time") as e:
-        plan(with_harvest(small, disk_budget=whole // 10), shape)
+        plan(with_harvest(small, disk_budget=str(whole // 10)), shape)
     enough = int(re.search(r"raise it to ([\d,]+)", str(e.value))[1].replace(",", ""))
-    plan(with_harvest(small, disk_budget=enough), shape)
+    plan(with_harvest(small, disk_budget=str(enough)), shape)
     with pytest.raises(UserError):
-        plan(with_harvest(small, disk_budget=enough - 1), shape)
+        plan(with_harvest(small, disk_budget=str(enough - 1)), shape)
 
 
 def test_the_time_is_what_there_is_to_do_over_the_rates_that_were_measured(cfg: RunConfig):

@@ -22,7 +22,7 @@ def test_a_run_within_a_budget_gives_the_bits_of_one_that_keeps_its_store(tmp_pa
     assert status == 0, output
     assert size(tmp_path / "whole/runs/small/train.zarr") > 2 * BUDGET
 
-    harvest = {**SMALL_RUN["harvest"], "disk_budget": BUDGET}
+    harvest = {**SMALL_RUN["harvest"], "disk_budget": "14MB"}
     config = write_config(tmp_path / "bounded", sweep=SWEEP, harvest=harvest)
     run = tmp_path / "bounded/runs/small"
     sizes: list[int] = []
