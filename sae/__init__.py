@@ -3,9 +3,11 @@
 from sae.autoencoder import Reconstruction, SparseAutoencoder
 from sae.checkpoint import load, load_fit, save, save_fit
 from sae.config import KronShape, SaeConfig
+from sae.dictionary import dictionary_mcc, effective_rank, mmcs
 from sae.fit import Fit, FitConfig, StepReport
 from sae.latents import SparseLatents
 from sae.metrics import LatentCounts, ReconstructionMetrics, ce_recovered
+from sae.progressive import evaluate_prefixes, fit_power_law, importance, reconstruct_subset, rsa
 
 __all__ = [
     "Fit",
@@ -19,8 +21,16 @@ __all__ = [
     "SparseLatents",
     "StepReport",
     "ce_recovered",
+    "dictionary_mcc",
+    "effective_rank",
+    "evaluate_prefixes",
+    "fit_power_law",
+    "importance",
     "load",
     "load_fit",
+    "mmcs",
+    "reconstruct_subset",
+    "rsa",
     "save",
     "save_fit",
 ]

@@ -1,7 +1,7 @@
 """The sparse autoencoder: an encoder, a selection, a decoder, and the units they work in."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -65,7 +65,8 @@ class SparseAutoencoder(nn.Module):
         jumps = cfg.selection == "jumprelu"
         self.log_thresholds = nn.Parameter(torch.zeros(cfg.d_sae)) if jumps else None
         """(d_sae,): logarithm of each latent's threshold; JumpReLU alone has it."""
-        # Smallest value that BatchTopK keeps, averaged over training batches; negative: never set.
+        # Smallest value that BatchTopK keeps, averaged over training batches, or what `set_threshold`
+        # was given; negative: never set.
         self.register_buffer("threshold", torch.tensor(_UNSET))
         self.threshold: Tensor
         if seed is not None:
@@ -76,9 +77,38 @@ class SparseAutoencoder(nn.Module):
         """Draw encoder and decoder weights from a seed; biases and threshold as at the start."""
         self.w_dec.copy_(self.encoder.initialise(torch.Generator().manual_seed(seed)))
         self.b_dec.zero_()
-        self.threshold.fill_(_UNSET)
+        self.threshold = torch.full((), _UNSET, device=self.b_dec.device)
         if self.log_thresholds is not None:
             self.log_thresholds.fill_(INITIAL_LOG_THRESHOLD)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SparseAutoencoder":
+        """As `nn.Module`, but the threshold keeps float32: steps of 1 % are lost in bfloat16."""
+        super()._apply(fn, recurse)
+        self.threshold = self.threshold.to(torch.promote_types(self.threshold.dtype, torch.float32))
+        return self
+
+    @torch.no_grad()
+    def set_threshold(self, threshold: float | Float[Tensor, " d_sae"]) -> None:
+        """Select by a threshold at inference: one value for all latents, or one for each.
+
+        A trained BatchTopK has learnt one value. After this, TopK selects by threshold as well.
+
+        Raises:
+            ValueError: If it is negative, not finite or of another size, or the selection is
+                JumpReLU's, which has learnt thresholds of its own.
+        """
+        values = torch.as_tensor(threshold, dtype=torch.float32, device=self.threshold.device)
+        fits = values.shape in ((), (self.cfg.d_sae,))
+        if not fits or not bool(((values >= 0) & values.isfinite()).all()):
+            raise ValueError(
+                f"a threshold of shape {tuple(values.shape)} is not one value from 0, nor one for each "
+                f"of the {self.cfg.d_sae} latents; give either"
+            )
+        if self.log_thresholds is not None:
+            raise ValueError(
+                "JumpReLU has learnt a threshold for each latent; write to log_thresholds to change them"
+            )
+        self.threshold = values.clone()
 
     def encode(self, x: Float[Tensor, "tokens d_model"]) -> SparseLatents:
         """Latents in use, in the autoencoder's units.
@@ -105,6 +135,8 @@ class SparseAutoencoder(nn.Module):
         n_tokens, d_sae = len(x), self.cfg.d_sae
         k = self.cfg.k if only is None else min(self.cfg.k, len(only))
         blocks = self.encoder.blocks(x - self.b_dec, only)
+        if by_threshold and self.log_thresholds is None and bool((self.threshold >= 0).all()):
+            return self._select_above(x, blocks, self.threshold.expand(d_sae))
         if self.cfg.selection == "topk":
             return select_top_k(blocks, n_tokens, k, d_sae)
         if self.log_thresholds is not None:
@@ -113,12 +145,11 @@ class SparseAutoencoder(nn.Module):
             return self._select_above(x, blocks, thresholds)
         if not by_threshold:
             return select_batch_top_k(blocks, n_tokens, k * n_tokens, d_sae)
-        if self.threshold < 0:
-            raise ValueError(
-                "this BatchTopK autoencoder has no inference threshold; one is learnt by the "
-                "first training step; train it, or encode in training mode (over the batch)"
-            )
-        return self._select_above(x, blocks, self.threshold.expand(d_sae))
+        raise ValueError(
+            "this BatchTopK autoencoder has no inference threshold; one is learnt by the first training "
+            "step in which a latent is on; train it, give one by `set_threshold`, or encode in training "
+            "mode (over the batch)"
+        )
 
     def _select_above(
         self, x: Tensor, blocks: Iterable[ScoreBlock], thresholds: Tensor
@@ -157,8 +188,10 @@ class SparseAutoencoder(nn.Module):
                 or a BatchTopK autoencoder was never trained.
         """
         self.check(x)
-        units = self.scaling.units(x.to(self.b_dec.dtype), layer)
-        latents = self._encode(units.scale(x.to(self.b_dec.dtype)), by_threshold=True, only=only)
+        inside = x.to(self.b_dec.dtype)
+        self.check(inside)
+        units = self.scaling.units(inside, layer)
+        latents = self._encode(units.scale(inside), by_threshold=True, only=only)
         return Reconstruction(units.restore(self.decode(latents)).to(x.dtype), latents)
 
     def check(self, x: Float[Tensor, "tokens d_model"]) -> None:
@@ -173,15 +206,14 @@ class SparseAutoencoder(nn.Module):
                 f"x has shape {tuple(x.shape)}; this autoencoder takes (tokens, {self.cfg.d_model})"
                 " with at least one token; pass activations of the model it was made for"
             )
-        if (
-            x.detach().sum().isfinite()
-        ):  # one pass; a sum of finite numbers may overflow all the same
+        # One pass; a sum of finite numbers may overflow all the same.
+        if x.detach().sum().isfinite():
             return
         bad = (~x.isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise ValueError(
-                f"{len(bad)} of {len(x)} rows of x hold NaN or infinity (first: row {int(bad[0])});"
-                " activations are finite; drop those rows or harvest in a wider dtype"
+                f"{len(bad)} of {len(x)} rows of x hold NaN or infinity in {x.dtype} (first: row "
+                f"{int(bad[0])}); activations are finite; drop those rows or use a wider dtype"
             )
 
     @property

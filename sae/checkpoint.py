@@ -23,7 +23,9 @@ FORMAT = "strata-sae"
 VERSION = 1
 
 
-def save(folder: Path, sae: SparseAutoencoder, extra: Mapping[str, Any] | None = None) -> None:
+def save(
+    folder: Path | str, sae: SparseAutoencoder, extra: Mapping[str, Any] | None = None
+) -> None:
     """Write an autoencoder into a folder, atomically; an older one there is replaced.
 
     Args:
@@ -40,25 +42,27 @@ def save(folder: Path, sae: SparseAutoencoder, extra: Mapping[str, Any] | None =
         "extra": dict(extra or {}),
     }
     text = json.dumps(header)
-    _write(folder / "sae.safetensors", sae.state_dict(), {FORMAT: text})
-    partial = folder / "sae.json.partial"
+    _write(Path(folder) / "sae.safetensors", sae.state_dict(), {FORMAT: text})
+    partial = Path(folder) / "sae.json.partial"
     partial.write_text(json.dumps(header, indent=2) + "\n")
-    os.replace(partial, folder / "sae.json")
+    os.replace(partial, Path(folder) / "sae.json")
 
 
 def load(
-    folder: Path, device: torch.device | str = "cpu"
+    folder: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[SparseAutoencoder, dict[str, Any]]:
     """The autoencoder of a folder, in eval mode, and the `extra` it was saved with.
 
     Raises:
         ValueError: If the folder holds none, a damaged one, or one of a later version.
     """
-    tensors, metadata = _read(folder / "sae.safetensors", device)
-    header = _header(metadata, folder / "sae.safetensors")
+    tensors, metadata = _read(Path(folder) / "sae.safetensors", device)
+    header = _header(metadata, Path(folder) / "sae.safetensors")
     scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
     with torch.device("meta"):
         sae = SparseAutoencoder(config_from_json(header["config"]), scale, seed=None)
+    if "threshold" in tensors:  # one value, or one for each latent
+        sae.threshold = torch.empty_like(tensors["threshold"], device="meta")
     try:
         sae.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -69,7 +73,7 @@ def load(
     return sae.eval(), header["extra"]
 
 
-def save_fit(folder: Path, fit: Fit, extra: Mapping[str, Any] | None = None) -> None:
+def save_fit(folder: Path | str, fit: Fit, extra: Mapping[str, Any] | None = None) -> None:
     """Write the state of a training into `fit.safetensors`, atomically.
 
     Args:
@@ -83,17 +87,17 @@ def save_fit(folder: Path, fit: Fit, extra: Mapping[str, Any] | None = None) -> 
         "config": config_to_json(fit.sae.cfg),
         "extra": dict(extra or {}),
     }
-    _write(folder / "fit.safetensors", fit.state_dict(), {FORMAT: json.dumps(header)})
+    _write(Path(folder) / "fit.safetensors", fit.state_dict(), {FORMAT: json.dumps(header)})
 
 
-def load_fit(folder: Path, fit: Fit) -> dict[str, Any]:
+def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
     """Put a saved training state into `fit`; returns the `extra` it was saved with.
 
     Raises:
         ValueError: If the folder holds none, or one of another configuration or version.
     """
-    tensors, metadata = _read(folder / "fit.safetensors", fit.sae.b_dec.device)
-    header = _header(metadata, folder / "fit.safetensors")
+    tensors, metadata = _read(Path(folder) / "fit.safetensors", fit.sae.b_dec.device)
+    header = _header(metadata, Path(folder) / "fit.safetensors")
     saved = config_from_json(header["config"])
     if saved != fit.sae.cfg:
         raise ValueError(
@@ -153,9 +157,19 @@ def _header(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             "only Strata's own format is read here; convert it first"
         )
     header = json.loads(metadata[FORMAT])
-    if header["version"] > VERSION:
+    version = header.get("version")
+    if not str(version).isdigit():
+        raise ValueError(
+            f"{path} has a damaged header: its version is {version!r}, not a number; fetch or train "
+            "it again"
+        )
+    if int(version) > VERSION:
         raise ValueError(
             f"{path} is of format version {header['version']}; this Strata reads up to {VERSION}; "
             "update Strata"
+        )
+    if "config" not in header:
+        raise ValueError(
+            f"{path} has a damaged header: it lacks the configuration; fetch or train it again"
         )
     return header

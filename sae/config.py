@@ -81,7 +81,9 @@ class SaeConfig:
     """`layer_scale`: a factor per layer. `token_standardize`: each token to mean 0, deviation 1."""
 
     def __post_init__(self) -> None:
-        if min(self.d_model, self.d_sae, self.k) < 1:
+        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+        sizes = (self.d_model, self.d_sae, self.k)
+        if not all(isinstance(size, int) for size in sizes) or min(sizes) < 1:
             raise ValueError(
                 f"d_model={self.d_model}, d_sae={self.d_sae}, k={self.k}: each is a whole number "
                 "from 1; correct the one below"

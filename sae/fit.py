@@ -1,7 +1,7 @@
 """Training, without anything but mathematics: a step at a time, resumable bit for bit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,7 +111,8 @@ class StepReport:
     """Steps done, this one included."""
 
     loss: float
-    """What was minimised: FVU in the autoencoder's units, summed over prefixes, plus AuxK."""
+    """What was minimised: FVU in the autoencoder's units, summed over prefixes by their weights, plus AuxK
+    and JumpReLU's price of sparsity, each times its coefficient."""
 
     fvu: float
     """Fraction of variance unexplained of this batch, in the model's units; lower is better."""
@@ -123,7 +124,8 @@ class StepReport:
     """Share of latents unused for `dead_after_tokens` tokens."""
 
     auxk_loss: float
-    """FVU of the residual as dead latents explain it; 0 while none is dead."""
+    """AuxK: FVU of the residual as dead latents explain it, times the share of k_aux that is dead; 0 while
+    none is dead, or AuxK is off."""
 
     grad_norm: float
     """Norm of the gradient of all weights, before clipping."""
@@ -164,7 +166,6 @@ class Fit:
             x: Activations, in the model's units; not consumed, train on them too.
             layer: The layer each came from.
         """
-        self.sae.check(x)
         scaled = self._scaled(x, layer)[0]
         self.sae.initialise(self.seed)
         self.sae.b_dec.copy_(scaled.mean(0))
@@ -178,18 +179,19 @@ class Fit:
 
         Raises:
             ValueError: If x has another width or rows that aren't finite, or a layer has no scale;
-                nothing is changed then.
+                nothing is changed then. If the loss overflows: weights and optimizer are not changed.
         """
         sae = self.sae
-        sae.check(x)
-        sae.train()
         scaled, unit = self._scaled(x, layer)
+        sae.train()
+        self.adam.zero_grad()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.is_cuda):
             latents = sae.encode(scaled)
-        self.firing.update(latents)
         segments = decode_segments(latents, sae.w_dec, sae.cfg.prefixes)
         weights = self._prefix_weights(len(segments))
         loss, error = nested_loss(scaled, segments, sae.b_dec, weights)
+        self._refuse_overflow("loss", loss)
+        self.firing.update(latents)
         dead = self.firing.dead(self.cfg.dead_after_tokens)
         aux = self._auxk(scaled, error, dead)
         loss = loss + self.cfg.auxk_coefficient * aux
@@ -223,8 +225,18 @@ class Fit:
             lr=lr,
         )
 
+    def _refuse_overflow(self, what: str, value: Tensor) -> None:
+        if not value.isfinite():
+            self.adam.zero_grad()
+            raise ValueError(
+                f"the {what} of this batch is {value.item()}: its activations are finite, but too large, or too small, for "
+                "the products and squares taken of them; give layer_scale factors that bring their norm "
+                "near sqrt(d_model), or drop rows of massive norm; weights are as they were"
+            )
+
     def _scaled(self, x: Tensor, layer: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self.sae.b_dec.dtype)
+        self.sae.check(x)
         units = self.sae.scaling.units(x, layer)
         return units.scale(x), units.unit
 
@@ -260,26 +272,31 @@ class Fit:
         gradient = w_dec.grad
         assert gradient is not None
         at_once = len(w_dec) if w_dec.is_cuda else _ROWS_AT_ONCE
-        squares = []  # of each gradient's norm; of the decoder's, while its rows are in cache
+        along, squares = [], []  # of the decoder's gradient: along its rows, and what is left of it
         for grad, rows in zip(gradient.split(at_once), w_dec.split(at_once), strict=True):
-            grad.addcmul_((grad * rows).sum(1, keepdim=True), rows, value=-1)
-            squares.append(_square(grad))
+            along.append((grad * rows).sum(1, keepdim=True))
+            squares.append((_square(grad) - _square(along[-1])).clamp(min=0))  # rows have norm 1
         others = (p.grad for p in self.sae.parameters() if p is not w_dec)
         squares += [_square(grad) for grad in others if grad is not None]
         norm = torch.stack(squares).sum().sqrt()
-        # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
-        self.adam.grad_scale = (norm / self.cfg.grad_clip).clamp(min=1.0).float()  # pyright: ignore
+        self._refuse_overflow("gradient's norm", norm)
+        clipped = (norm / self.cfg.grad_clip).clamp(min=1.0).float()
         self.adam.param_groups[0]["lr"] = lr
-        self._update_decoder(gradient, at_once)
+        self._update_decoder(gradient.split(at_once), along, 1 / clipped)
         w_dec.grad = None
+        # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
+        self.adam.grad_scale = clipped  # pyright: ignore[reportAttributeAccessIssue]
         self.adam.step()
         self.adam.zero_grad()
         return norm
 
-    def _update_decoder(self, gradient: Tensor, at_once: int) -> None:
-        """Adam's step of the decoder, whose rows are brought back to norm 1 while they are in cache.
+    def _update_decoder(
+        self, gradient: Sequence[Tensor], along: Sequence[Tensor], factor: Tensor
+    ) -> None:
+        """Adam's step of the decoder, some rows at a time, so that all of it happens in cache.
 
-        By the kernel that `self.adam` runs for the other weights, on some rows at a time.
+        The gradient loses what lies along its row and is clipped; Adam is the kernel that `self.adam`
+        runs for the other weights; then the rows are brought back to norm 1.
         """
         w_dec, group = self.sae.w_dec, self.adam.param_groups[0]
         state = self.adam.state[w_dec]
@@ -287,11 +304,11 @@ class Fit:
             state["step"] = torch.zeros((), device=w_dec.device)
             state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(w_dec) for _ in range(2))
         state["step"] += 1
-        of_block = (w_dec, gradient, state["exp_avg"], state["exp_avg_sq"])
-        for block in zip(*(tensor.split(at_once) for tensor in of_block), strict=True):
-            rows, grad, mean, square = block
+        blocks = (t.split(len(gradient[0])) for t in (w_dec, state["exp_avg"], state["exp_avg_sq"]))
+        for grad, part, rows, mean, square in zip(gradient, along, *blocks, strict=True):
+            tangent = torch.addcmul(grad, part, rows, value=-1).mul_(factor)
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
-                *([rows], [grad], [mean], [square], [], [state["step"]]),
+                *([rows], [tangent], [mean], [square], [], [state["step"]]),
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -299,7 +316,6 @@ class Fit:
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
-                grad_scale=self.adam.grad_scale,  # pyright: ignore
             )
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             rows /= norms.clamp(min=torch.finfo(rows.dtype).tiny)

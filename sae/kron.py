@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.config import KronShape
-from sae.encoders import BLOCK_LATENTS, linear_grads, token_blocks
+from sae.encoders import BLOCK_ELEMENTS, BLOCK_LATENTS, linear_grads, token_blocks
 from sae.kernels import kernels_for
 from sae.latents import Pattern
 from sae.selection import MatrixBlock, Picks, ScoreBlock, Selection, top_k_per_row
@@ -37,7 +37,7 @@ def mand(u: Float[Tensor, "*#shape"], v: Float[Tensor, "*#shape"]) -> Float[Tens
 
 
 def root(product: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Square root of positive numbers, within two units in the last place.
+    """Square root of positive numbers, within two units in the last place; infinity stays what it is.
 
     Not `sqrt`: the first large one of a process has been seen to be wrong by 1e-3 in half of its
     rows where torch hands it to a vector library, which `rsqrt` never is.
@@ -49,7 +49,7 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, product: Tensor) -> Tensor:
         ctx.save_for_backward(product)
-        return product * product.rsqrt()
+        return (product * product.rsqrt()).nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
@@ -222,8 +222,25 @@ class HeadBlock:
         """The k largest of each token, from the k heads with the largest maxima."""
         m, n = self.base.shape[-1], self.extension.shape[-1]
         _, heads = top_k_per_row(self.maxima(), min(k, self.base.shape[1]))
-        u = _wide(self.base.gather(1, heads[:, :, None].expand(-1, -1, m)))
-        v = _wide(self.extension.gather(1, heads[:, :, None].expand(-1, -1, n)))
+        # Only these heads are expanded, and of so many tokens at once as a block may hold.
+        at_once = max(1, BLOCK_ELEMENTS // (heads.shape[1] * m * n))
+        parts = [
+            self._best_of(base, extension, some, k)
+            for base, extension, some in zip(
+                self.base.split(at_once),
+                self.extension.split(at_once),
+                heads.split(at_once),
+                strict=True,
+            )
+        ]
+        return parts[0] if len(parts) == 1 else Picks(*map(torch.cat, zip(*parts, strict=True)))
+
+    @staticmethod
+    def _best_of(base: Tensor, extension: Tensor, heads: Tensor, k: int) -> Picks:
+        """The k largest of some tokens in the heads that are given."""
+        m, n = base.shape[-1], extension.shape[-1]
+        u = _wide(base.gather(1, heads[:, :, None].expand(-1, -1, m)))
+        v = _wide(extension.gather(1, heads[:, :, None].expand(-1, -1, n)))
         products = (u[..., None] * v[:, :, None]).flatten(1)
         best, places = top_k_per_row(products, min(k, products.shape[1]))
         ids = heads.gather(1, places // (m * n)) * (m * n) + places % (m * n)
@@ -239,11 +256,16 @@ class HeadBlock:
         m, n = self.base.shape[-1], self.extension.shape[-1]
         maxima = self.maxima()
         tokens, heads = ((maxima >= bound) & (maxima > 0)).nonzero(as_tuple=True)
-        u, v = _wide(self.base[tokens, heads]), _wide(self.extension[tokens, heads])
-        products = u[:, :, None] * v[:, None]
-        pairs, i, j = ((products >= bound) & (products > 0)).nonzero(as_tuple=True)
-        ids = heads[pairs] * (m * n) + i * n + j
-        return Picks(products[pairs, i, j], u[pairs, i], ids), tokens[pairs] + self.first_token
+        at_once = max(1, BLOCK_ELEMENTS // (m * n))
+        parts = []
+        for some, theirs in zip(tokens.split(at_once), heads.split(at_once), strict=True):
+            u, v = _wide(self.base[some, theirs]), _wide(self.extension[some, theirs])
+            products = u[:, :, None] * v[:, None]
+            pairs, i, j = ((products >= bound) & (products > 0)).nonzero(as_tuple=True)
+            ids = theirs[pairs] * (m * n) + i * n + j
+            parts.append((products[pairs, i, j], u[pairs, i], ids, some[pairs]))
+        *picks, found = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return Picks(*picks), found + self.first_token
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -11,9 +11,15 @@ _ELEMENTS_AT_ONCE = 1 << 17  # Of x in a block: small enough for the cache, larg
 
 
 def total_variance(x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, ""]:
-    """Sum of squared distances to the batch's mean; 1 where that is 0, so that ratios stay finite."""
-    total = (x - x.mean(0)).square().sum()
-    return torch.where(total > 0, total, 1.0)
+    """Sum of squared distances to the batch's mean, at least in float32.
+
+    1 where that is 0, so that ratios stay finite: where it is no more than rounding leaves of equal rows.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = x.mean(0)
+    total = (x - mean).square().sum()
+    rounding = len(x) * (8 * torch.finfo(x.dtype).eps * mean).square().sum()
+    return torch.where(total > rounding, total, 1.0)
 
 
 def fvu_loss(
@@ -24,6 +30,7 @@ def fvu_loss(
     0 is perfect, 1 no better than the batch's mean. The loss of sparsify and Group-SAE. A batch
     without variance gives the squared error itself, never NaN.
     """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     return (x - x_hat).square().sum() / total_variance(x)
 
 
@@ -58,7 +65,8 @@ class _NestedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, segments: Tensor, b_dec: Tensor, x: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        slopes = 2 * weights / total_variance(x)
+        variance = total_variance(x)
+        slopes = 2 * weights / variance
         grads, residual = torch.empty_like(segments), torch.empty_like(x)
         energies = torch.zeros_like(weights)
         n_rows = len(x) if x.is_cuda else max(1, _ELEMENTS_AT_ONCE // x.shape[1])
@@ -75,7 +83,7 @@ class _NestedLoss(torch.autograd.Function):
                 grads[prefix, rows] += grads[prefix + 1, rows]
         ctx.save_for_backward(grads)
         ctx.mark_non_differentiable(residual)
-        return (energies * weights).sum() / total_variance(x), residual
+        return (energies * weights).sum() / variance, residual
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -32,7 +32,15 @@ class ReconstructionMetrics:
             x: Activations, in the model's units.
             x_hat: Their reconstructions.
             latents: Their code, for L0; None where there is none (an ablation).
+
+        Raises:
+            ValueError: If the two have different shapes.
         """
+        if x.shape != x_hat.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and x_hat {tuple(x_hat.shape)}; a reconstruction has the "
+                "shape of what it reconstructs: pass those of the same batch"
+            )
         other = ReconstructionMetrics()
         x, x_hat = x.detach().double(), x_hat.detach().double()
         other.n_tokens = len(x)
@@ -146,7 +154,16 @@ class LatentCounts:
         self.energy.index_add_(0, indices, values.square())
 
     def merge(self, other: "LatentCounts") -> "LatentCounts":
-        """Add what another has seen; returns self."""
+        """Add what another has seen; returns self.
+
+        Raises:
+            ValueError: If it counted another dictionary.
+        """
+        if len(other.counts) != len(self.counts):
+            raise ValueError(
+                f"counts of {len(other.counts)} latents and of {len(self.counts)}; only those of one "
+                "dictionary can be added"
+            )
         self.n_tokens += other.n_tokens
         self.counts += other.counts
         self.energy += other.energy
@@ -166,9 +183,10 @@ class LatentCounts:
         self, edges: Float[Tensor, " edges"] | None = None
     ) -> tuple[Int[Tensor, " bins"], Float[Tensor, " edges"]]:
         """Living latents by log10 of their frequency, and the bins' edges (half decades)."""
-        if edges is None:
-            edges = torch.arange(-16, 1, dtype=torch.float64) / 2
         logs = self.frequencies[self.counts > 0].log10()
+        if edges is None:
+            lowest = min(-16, int((2 * logs).floor().min())) if len(logs) else -16
+            edges = torch.arange(lowest, 1, dtype=torch.float64) / 2
         return torch.histogram(logs, edges.double()).hist.long(), edges
 
 

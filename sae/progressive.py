@@ -38,7 +38,18 @@ class PowerLaw:
 def importance(
     counts: LatentCounts, by: Literal["energy", "frequency"] = "energy"
 ) -> Float[Tensor, " d_sae"]:
-    """How much each latent matters: E[act^2] (the better order, says the paper) or E[act > 0]."""
+    """How much each latent matters: E[act^2] (the better order, says the paper) or E[act > 0].
+
+    The third of the paper, by the decoder's spectrum, needs no counts: `decoder_importance`.
+
+    Raises:
+        ValueError: If `by` is neither.
+    """
+    if by not in ("energy", "frequency"):
+        raise ValueError(
+            f"by={by!r}; latents are counted by energy or frequency: choose one, or use "
+            "decoder_importance for the decoder's spectrum"
+        )
     return counts.energy / max(counts.n_tokens, 1) if by == "energy" else counts.frequencies
 
 
@@ -47,9 +58,17 @@ def decoder_importance(w_dec: Float[Tensor, "d_sae d_model"]) -> Float[Tensor, "
 
     w C w for the unit row w and the covariance C of all rows: large for rows within the leading
     eigenvectors of the decoder's spectrum.
+
+    Raises:
+        ValueError: If all rows point the same way, and so have no variance.
     """
     rows = F.normalize(w_dec.detach().double(), dim=1)
     covariance = _covariance(rows)
+    if not covariance.trace() > 1e-12:
+        raise ValueError(
+            f"the {len(rows)} rows of w_dec all point the same way; importance needs rows that differ: "
+            "train the autoencoder first"
+        )
     return ((rows @ covariance) * rows).sum(1) / covariance.trace()
 
 
@@ -74,9 +93,14 @@ def fit_power_law(
         last_rank: Where it ends; None: the last positive one.
 
     Raises:
-        ValueError: If fewer than three ranks are left.
+        ValueError: If fewer than three ranks are left, an importance is not finite, or first_rank < 1.
     """
     ranked = importances.detach().double()
+    if first_rank < 1 or not bool(ranked.isfinite().all()):
+        raise ValueError(
+            f"{first_rank=} and {int((~ranked.isfinite()).sum())} importances that are not finite; ranks "
+            "count from 1 and importances are finite numbers: correct them"
+        )
     ranked = ranked[ranked > 0].sort(descending=True).values
     last_rank = len(ranked) if last_rank is None else min(last_rank, len(ranked))
     if last_rank - first_rank < 2:
@@ -116,8 +140,20 @@ def reconstruct_subset(
         kept: Latents that remain.
         refill: Whether TopK chooses k among those that remain. If not, the whole dictionary
             is encoded and the others' entries dropped: L0 falls. That is how a Matryoshka prefix
-            is defined (arXiv 2503.17547), and pruning as a mere reading off of the code.
+            is defined (arXiv 2503.17547), and pruning as a mere reading off of the code. Where a
+            threshold selects, both are the same.
+
+    Raises:
+        ValueError: If `kept` names a latent twice or one that there is not, and as
+            `SparseAutoencoder.reconstruct`.
     """
+    d_sae = sae.cfg.d_sae
+    if len(kept.unique()) < len(kept) or not bool(((kept >= 0) & (kept < d_sae)).all()):
+        raise ValueError(
+            f"kept holds {len(kept)} latents, of which {len(kept.unique())} differ, from "
+            f"{int(kept.min())} to {int(kept.max())}; there are 0 to {d_sae - 1}: name each once"
+        )
+    refill = refill and len(kept) > 0
     if refill:
         return sae.reconstruct(x, layer, only=kept)
     latents = sae.reconstruct(x, layer).latents
@@ -147,7 +183,15 @@ def evaluate_prefixes(
         order: Latents, most important first; None: as they stand, which is Matryoshka's order.
         sizes: The G; None: the prefixes it was trained for.
         refill: See `reconstruct_subset`.
+
+    Raises:
+        ValueError: If a size is not one of 0 to d_sae, and as `reconstruct_subset`.
     """
+    wrong = [size for size in sizes or () if not 0 <= size <= sae.cfg.d_sae]
+    if wrong:
+        raise ValueError(
+            f"sizes {wrong} of a dictionary of {sae.cfg.d_sae}; give sizes from 0 to {sae.cfg.d_sae}"
+        )
     if order is None:
         order = torch.arange(sae.cfg.d_sae, device=x.device)
     for size in sizes or sae.cfg.prefixes or (sae.cfg.d_sae,):
@@ -173,7 +217,8 @@ def rsa(x: Float[Tensor, "tokens d_model"], x_hat: Float[Tensor, "tokens d_model
         similarities = (unit @ unit.T)[above[0], above[1]]
         pairs.append(similarities - similarities.mean() if len(x) > 1 else similarities)
     norms = [float(torch.linalg.vector_norm(side)) for side in pairs]
-    if min(norms) == 0:
+    # Of similarities up to 1 in float64 rounding leaves 1e-16 each.
+    if min(norms) <= 1e-12 * max(1, above.shape[1]) ** 0.5:
         raise ValueError(
             f"the similarities among {len(x)} tokens do not vary on one side; a correlation needs "
             "them to; pass at least three different tokens, reconstructed differently"
