@@ -167,14 +167,16 @@ def measure_memory(size: Size, threads: int, data: Path) -> list[Row]:
     larger = replace(size, d_sae=MEMORY_FACTOR * size.d_sae)
     for each in (larger, size):
         found: list[float] = []
+        gradients = 0.0
         for _ in range(MEMORY_PROCESSES):
             worker = start(contenders(each)["Kron 4x8 TopK"], data, threads)
             answers = [worker.step() for _ in range(4)][1:]
             worker.close()
             versions = worker.versions
             found += [a["above_start"] - a["held"] for a in answers]
+            gradients = answers[0]["gradients"]
         peak = statistics.median(found)
-        peaks.append({"with": peak, "without": peak - answers[0]["gradients"]})
+        peaks.append({"with": peak, "without": peak - gradients})
     rows = []
     for key, label, bounds in [
         ("without", "without weights, gradients and optimizer", MEMORY),
