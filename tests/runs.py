@@ -1,6 +1,7 @@
 """Small real runs for tests: the embedded model, real Ray, real MLflow on SQLite."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def write_config(folder: Path, **changes: object) -> Path:
         yaml.safe_dump({**SMALL_RUN, "run_dir": str(folder / "runs" / "small"), **changes})
     )
     return file
+
+
+def harvested(finished: Path, folder: Path, **changes: object) -> Path:
+    """A configuration whose run has come as far as its training store: a copy of a finished run's."""
+    config = write_config(folder, **changes)
+    there, run = finished.parent / "runs" / "small", folder / "runs" / "small"
+    for part in ("tokens.zarr", "pilot.zarr", "validation.zarr", "train.zarr"):
+        shutil.copytree(there / part, run / part)
+    for part in ("config.yaml", "groups.json", "rows.json"):
+        shutil.copy(there / part, run / part)
+    return config
 
 
 def start(verb: str, *arguments: str | Path) -> subprocess.Popen[str]:

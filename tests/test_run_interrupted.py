@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import start, write_config
+from tests.runs import harvested, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_ctrl_c_ends_the_run_with_a_word_on_how_to_go_on(tmp_path: Path):
-    config = write_config(tmp_path)
+def test_ctrl_c_ends_the_run_with_a_word_on_how_to_go_on(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    config = harvested(finished[0], tmp_path)
     # A shell starts background jobs with SIGINT ignored, and what they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for moment in ("metrics.jsonl", "result.json"):  # the second time it goes on from the first

@@ -12,7 +12,7 @@ from urllib.error import URLError
 import pytest
 from mlflow import MlflowClient
 
-from tests.runs import start, strata, write_config
+from tests.runs import harvested, start, strata
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -48,12 +48,14 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_training_goes_on_without_the_server_and_it_is_told_afterwards(tmp_path: Path):
+def test_training_goes_on_without_the_server_and_it_is_told_afterwards(
+    tmp_path: Path, finished: tuple[Path, str]
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
-    config = write_config(tmp_path, tracking={"uri": uri})
+    config = harvested(finished[0], tmp_path, tracking={"uri": uri})
     results = tmp_path / "runs" / "small" / "trials"
 
     server = serve(tmp_path, port)
