@@ -12,7 +12,7 @@ from storage.activations import ActivationStore
 from tests.runs import strata, write_config
 from tests.tokenizers_of_words import byte_pairs, corpus_of, random_texts, saved
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.crash]
 
 
 def test_an_encoder_is_harvested_and_evaluated_but_for_cross_entropy(tmp_path: Path):

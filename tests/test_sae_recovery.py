@@ -17,7 +17,7 @@ def batches(dictionary):
         yield (on * (0.5 + torch.rand(1024, D_SAE, generator=generator))) @ dictionary
 
 
-@pytest.mark.parametrize("selection", ["topk", "batch_topk"])
+@pytest.mark.parametrize("selection", [pytest.param("topk", marks=pytest.mark.crash), "batch_topk"])
 def test_uncorrelated_directions_are_recovered_and_the_threshold_stands_for_the_batch(selection):
     # Not the seed of the initial weights, which would then be the answer.
     drawn = torch.randn(D_SAE, D_MODEL, generator=torch.Generator().manual_seed(1))
