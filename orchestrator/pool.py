@@ -82,6 +82,10 @@ class Pool:
         [(_, result)] = self.work(actor, arguments, method, [job])
         return result
 
+    def start(self) -> None:
+        """Start as many processes as there is room for, and wait until they have their place."""
+        ray.get([member.ready.remote() for member in self._started(self.placement.capacity)])
+
     def free(self) -> None:
         """End the processes, so that others can have their place; the next work starts new ones."""
         # A generator may be closed late, and killing would start a new Ray.
@@ -113,6 +117,9 @@ class _Process:
         self._made: bytes | None = None
         self._instance: Any = None
         self._building, self._working = Lock(), Lock()
+
+    def ready(self) -> None:
+        """Nothing: to be answered is to be there."""
 
     def do(self, made: bytes, method: str, job: tuple[Any, ...], overlap: bool) -> Any:
         with self._building:

@@ -45,6 +45,8 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
             "one actor; raise compute.cpus, lower compute.cpus_per_actor, or leave disk_budget out"
         )
     harvesters = Pool(replace(placement, capacity=n_actors))
+    pool.free()
+    harvesters.start()  # before the trials, which take all the place that is left
     writer = RingWriter(store, session.run.ring, room)
     arguments = harvester_arguments(session, pool)
     over = Event()
