@@ -12,13 +12,11 @@ from torch import Tensor
 
 from benchmarks.activations import PILOTS, shuffled
 from benchmarks.fitting import fitted, measured
+from benchmarks.one_layer import ALL_ROWS, ARRAY, filled, one_layer_spec
 from benchmarks.rows import Row
 from sae import SaeConfig
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
-from storage.encoding import EncodedRows
-from storage.hygiene import Hygiene, RowFilter
-from storage.layout import StoreSpec
 
 TOKENS, STEPS, BATCH_ROWS, SEEDS = 200_000, 1200, 1024, 4
 SEQUENCE_ROWS, CHUNK_SEQUENCES, SHARD_CHUNKS, WINDOW_CHUNKS = 128, 4, 8, 8
@@ -59,33 +57,19 @@ def measure() -> list[Row]:
 
 
 def _from_store(store: ActivationStore, seed: int) -> Iterator[Tensor]:
-    everything = RowFilter(Hygiene(drop_special_tokens=False), (), {0: 1e9})
-    batches = ShuffledBatches(store, "layers/0", everything, BATCH_ROWS, WINDOW_CHUNKS, seed)
+    batches = ShuffledBatches(store, ARRAY, ALL_ROWS, BATCH_ROWS, WINDOW_CHUNKS, seed)
     return (b.x for _, b in batches.batches(Cursor()) if len(b) == BATCH_ROWS)
 
 
 def _stored(folder: Path, x: Tensor) -> ActivationStore:
     """The rows as a store has them, in float32: what is compared is the order alone."""
     n_sequences = len(x) // SEQUENCE_ROWS
-    spec = StoreSpec(
-        d_model=x.shape[1],
-        layers=(0,),
-        split="train",
-        n_population=n_sequences,
-        n_sequences=n_sequences,
-        rows_per_sequence=SEQUENCE_ROWS,
-        first_position=0,
-        sequences_per_chunk=CHUNK_SEQUENCES,
-        chunks_per_shard=SHARD_CHUNKS,
-        seed=0,
-        dtype="float32",
-        scales=(1.0,),
+    spec = one_layer_spec(
+        *(x.shape[1], n_sequences, SEQUENCE_ROWS, CHUNK_SEQUENCES, SHARD_CHUNKS), dtype="float32"
     )
-    store = ActivationStore.create(folder, spec)
-    for shard in range(spec.n_shards):
+
+    def rows_of(shard: int) -> Tensor:
         sequence, position = spec.rows_of(shard)
-        rows = torch.from_numpy(sequence.astype(np.int64) * SEQUENCE_ROWS + position)
-        encoded = EncodedRows.of(spec, "layers/0", shard, x[rows])
-        columns = {"sequence": sequence, "position": position, "token_id": np.zeros_like(sequence)}
-        store.write_shard(shard, {"layers/0": encoded}, columns)
-    return store
+        return x[torch.from_numpy(sequence.astype(np.int64) * SEQUENCE_ROWS + position)]
+
+    return filled(folder, spec, rows_of)

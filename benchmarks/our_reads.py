@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu import Findings, Turn, serve_turns
+from benchmarks.one_layer import ALL_ROWS, ARRAY
 from benchmarks.read_data import Size, distinct
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
-from storage.hygiene import Hygiene, RowFilter
 
 
 def reader(folder: Path, batch_rows: int) -> ShuffledBatches:
     """What a trainer reads with, at the defaults; no row is dropped."""
-    everything = RowFilter(Hygiene(drop_special_tokens=False), (), {0: 1e9})
     store = ActivationStore.open(folder)
-    return ShuffledBatches(store, "layers/0", everything, batch_rows, window_chunks=64, seed=0)
+    return ShuffledBatches(store, ARRAY, ALL_ROWS, batch_rows, window_chunks=64, seed=0)
 
 
 def make(arguments: dict[str, Any]) -> Turn:

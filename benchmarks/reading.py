@@ -11,18 +11,16 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import peers
+from benchmarks.one_layer import filled, one_layer_spec
 from benchmarks.our_reads import reader
 from benchmarks.read_data import Size
 from benchmarks.rows import Row
 from benchmarks.worker import Worker
-from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
-from storage.encoding import EncodedRows
-from storage.layout import StoreSpec
 
 CHUNK_BYTES = 8 * 2**20
 CONTEXTS = {"SAELens": 64, "dictionary_learning": 256}
@@ -87,6 +85,7 @@ def _against_peers(folder: Path, size: Size, rounds: int) -> list[Row]:
         sides = list(zip(*answers, strict=True))
         medians = [statistics.median(a["seconds"] for a in side) for side in sides]
         mixed = [statistics.median(a["distinct"] for a in side) for side in sides]
+        versions = {**ours.versions, **theirs.versions}
         print(f"  {peer}: sequences in a batch {mixed[0]:.0f}, theirs {mixed[1]:.0f}", flush=True)
         rows += [
             Row(
@@ -96,7 +95,7 @@ def _against_peers(folder: Path, size: Size, rounds: int) -> list[Row]:
                 at_least=20,
                 aim=None,
                 seconds=medians,
-                versions={**ours.versions, **theirs.versions},
+                versions=versions,
             ),
             Row(
                 name="distinct sequences in a batch",
@@ -105,7 +104,7 @@ def _against_peers(folder: Path, size: Size, rounds: int) -> list[Row]:
                 at_least=1,
                 aim=None,
                 seconds=mixed,
-                versions={**ours.versions, **theirs.versions},
+                versions=versions,
                 unit="",
             ),
         ]
@@ -140,25 +139,12 @@ def _evict(files: Iterable[Path]) -> None:
 
 
 def _fill(folder: Path, size: Size) -> None:
-    spec = StoreSpec(
-        d_model=size.d_model,
-        layers=(0,),
-        split="train",
-        n_population=size.n_sequences,
-        n_sequences=size.n_sequences,
-        rows_per_sequence=size.context,
-        first_position=0,
-        sequences_per_chunk=CHUNK_BYTES // (2 * size.context * size.d_model),
-        chunks_per_shard=16,
-        seed=0,
-        dtype="float16",
-        scales=(1.0,),
-    )
-    store = ActivationStore.create(folder, spec)
+    chunk_sequences = CHUNK_BYTES // (2 * size.context * size.d_model)
+    spec = one_layer_spec(size.d_model, size.n_sequences, size.context, chunk_sequences, 16)
     generator = torch.Generator().manual_seed(0)
-    for shard in range(spec.n_shards):
-        sequence, position = spec.rows_of(shard)
+
+    def rows_of(shard: int) -> Tensor:
         x = size.rows(torch.from_numpy(spec.sequences_of(shard)), generator)
-        encoded = EncodedRows.of(spec, "layers/0", shard, x[spec.permutation_of(shard)])
-        columns = {"sequence": sequence, "position": position, "token_id": np.zeros_like(sequence)}
-        store.write_shard(shard, {"layers/0": encoded}, columns)
+        return x[spec.permutation_of(shard)]
+
+    filled(folder, spec, rows_of)
