@@ -10,7 +10,8 @@ from storage.places import Location
 def count_rows(store: Location, row_filter: RowFilter) -> dict[str, dict[str, int]]:
     """Per array: `stored` rows, those `used`, and those dropped by the filter's reasons.
 
-    Of the shards that are committed. A row that is dropped for several reasons counts for the first, so that the figures add up.
+    Of the shards that are committed. A row that is dropped for several reasons counts for the first,
+    so that the figures add up.
 
     Raises:
         StoreError: If a shard is damaged.

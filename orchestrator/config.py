@@ -130,7 +130,8 @@ class SweepConfig:
     """Activations each autoencoder is trained on; more than the store holds means more epochs."""
 
     window_chunks: Positive = 64
-    """Chunks mixed in memory at a time; more is a better shuffle and more memory."""
+    """Chunks mixed at a time; more is a better shuffle. Compressed ones, or those of a bucket, are held in
+    memory, two windows of them."""
 
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Time between checkpoints of a trial: the most that a crash can cost."""
@@ -241,6 +242,11 @@ class RunConfig:
 
 
 FREE_SETTINGS = (
-    *("run_dir", "compute", "tracking", "model.device_map", "harvest.store", "harvest.disk_budget"),
+    "run_dir",
+    "compute",
+    "tracking",
+    "model.device_map",
+    "harvest.store",
+    "harvest.disk_budget",
 )
 """What may change between two calls that continue one run: none of it changes the results."""

@@ -9,6 +9,7 @@ from actors.calibration import model_rate, step_rate
 from actors.language_model import ModelShape
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan
+from orchestrator.summary_page import encoder_label
 from sae.config import KronShape, SaeConfig
 
 CALIBRATION_SECONDS = 10.0
@@ -56,7 +57,9 @@ def estimate(cfg: RunConfig, shape: ModelShape, figures: Plan) -> Estimate:
             scaling=cfg.sweep.scaling,
         )
         share = half / len(cfg.sweep.encoders)
-        rates[_label(encoder)] = step_rate(sae, cfg.train, device, threads, share)
+        kind = {"encoder": "kron", **vars(encoder)} if isinstance(encoder, KronShape) else None
+        label = encoder_label(kind or {"encoder": encoder})
+        rates[label] = step_rate(sae, cfg.train, device, threads, share)
     trials = figures.n_groups * len(cfg.sweep.k) * len(cfg.sweep.selection)
     trained = math.ceil(cfg.sweep.tokens / cfg.train.batch_tokens) * cfg.train.batch_tokens
     busy = sum(trials * trained / rate for rate in rates.values())
@@ -74,12 +77,6 @@ def _evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
     winners = len(cfg.sweep.k) if cfg.sweep.winner == "lowest_fvu_per_k" else 1
     sequences = min(cfg.evaluate.sequences, -(-figures.rows["validation"] // (context - 1)))
     return figures.n_layers * (winners + 1) * sequences * context
-
-
-def _label(encoder: str | KronShape) -> str:
-    if isinstance(encoder, str):
-        return encoder
-    return f"kron {encoder.h}x{encoder.m}x{encoder.n}"
 
 
 def duration(seconds: float) -> str:

@@ -23,10 +23,12 @@ _INDEX = 8
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 
 _BLOCK_WIDTHS = 16
-"""Widths of d_model that a transformer block holds at once per token: an MLP of 4, twice, and 4."""
+"""Widths of d_model that a transformer block holds at once per token: an MLP of 4, twice, 4 for attention,
+and 4 that the heap was seen to keep beyond."""
 
 _STEP_WIDTHS = 16
-"""The same of a training step: the batch, its scaled form, reconstruction, residual, gradients."""
+"""The same of a training step: the batch, its scaled form, reconstruction, residual, gradients, and what
+the heap was seen to keep beyond."""
 
 _ENTRY_BYTES = 80
 """Of a latent in use: value, place, two sorted orders, gradients, and what sorting needs."""

@@ -100,7 +100,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         disk_bytes={
             "tokens": _token_bytes(shape, context, specs),
             **{name: sum(sizes.values()) for name, sizes in arrays.items()},
-            **_within_budget(cfg, specs["train"], n_groups),
+            **_within_budget(cfg, specs["train"]),
             "trials": _trial_bytes(cfg, shape) * n_groups,
         },
         actors={
@@ -115,7 +115,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
     )
 
 
-def _within_budget(cfg: RunConfig, spec: StoreSpec, n_groups: int) -> dict[str, int]:
+def _within_budget(cfg: RunConfig, spec: StoreSpec) -> dict[str, int]:
     """Bytes of the training store where a budget bounds them.
 
     Whether the budget is enough is checked where the groups are known; else before the train harvest.
@@ -123,7 +123,7 @@ def _within_budget(cfg: RunConfig, spec: StoreSpec, n_groups: int) -> dict[str, 
     budget = cfg.harvest.budget_bytes
     if budget is None or spec.n_bytes <= budget:
         return {}
-    if cfg.group.n_groups == n_groups:
+    if cfg.group.n_groups is not None:
         shards_within(cfg, spec)
     return {"train": budget}
 

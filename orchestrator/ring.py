@@ -5,7 +5,7 @@ releases those that no reader needs any more. Order and numbers are those of the
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Event
@@ -26,6 +26,8 @@ _POLL_SECONDS = 0.2
 def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
     """Have the training store harvested as its readers ask for it, for the time inside.
 
+    The pool must have been freed: the harvesters take its place before the trials take the rest.
+
     Raises:
         UserError: If there is no room for a harvester and a trainer at the same time.
         Exception: What stopped a harvester; the readers are told, so that they wait no longer.
@@ -45,8 +47,7 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
             "one actor; raise compute.cpus, lower compute.cpus_per_actor, or leave disk_budget out"
         )
     harvesters = Pool(replace(placement, capacity=n_actors))
-    pool.free()
-    harvesters.start()  # before the trials, which take all the place that is left
+    harvesters.start()
     writer = RingWriter(store, session.run.ring, room)
     arguments = harvester_arguments(session, pool)
     over = Event()
@@ -74,6 +75,7 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
             yield
         finally:
             over.set()
-            harvesting.result()  # what stopped it is why the trials stopped
+            wait([harvesting])
             harvesters.free()
+            harvesting.result()  # what stopped it is why the trials stopped
     session.say(f"harvest   train: {writer.n_released} shards were released on the way")

@@ -82,12 +82,12 @@ def sweep(session: Session, trials: list[Trial], pool: Pool) -> list[dict[str, A
             n = len(trials) - len(missing)
             session.say(f"sweep     {n} trials are finished already, {len(missing)} to go")
         total = sum(trial.n_steps * trial.fit.batch_tokens for trial in missing)
+        pool.free()
         with (
             session.run.timed("sweep"),
             stage(session.console, f"sweep {len(missing)} trials", total, "tokens") as progress,
             harvesting_beside(session, pool),
         ):
-            pool.free()
             _tune(session, missing, pool.placement, progress)
             rate, seconds = progress.rate, progress.seconds
         session.say(

@@ -187,7 +187,6 @@ class SparseAutoencoder(nn.Module):
             ValueError: If x has another width or rows that aren't finite, a layer has no scale,
                 or a BatchTopK autoencoder was never trained.
         """
-        self.check(x)
         inside = x.to(self.b_dec.dtype)
         self.check(inside)
         units = self.scaling.units(inside, layer)

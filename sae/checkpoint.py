@@ -41,11 +41,11 @@ def save(
         "dtype": str(sae.b_dec.dtype).removeprefix("torch."),
         "extra": dict(extra or {}),
     }
-    text = json.dumps(header)
-    _write(Path(folder) / "sae.safetensors", sae.state_dict(), {FORMAT: text})
-    partial = Path(folder) / "sae.json.partial"
+    text, folder = json.dumps(header), Path(folder)
+    _write(folder / "sae.safetensors", sae.state_dict(), {FORMAT: text})
+    partial = folder / "sae.json.partial"
     partial.write_text(json.dumps(header, indent=2) + "\n")
-    os.replace(partial, Path(folder) / "sae.json")
+    os.replace(partial, folder / "sae.json")
 
 
 def load(
@@ -56,8 +56,9 @@ def load(
     Raises:
         ValueError: If the folder holds none, a damaged one, or one of a later version.
     """
-    tensors, metadata = _read(Path(folder) / "sae.safetensors", device)
-    header = _header(metadata, Path(folder) / "sae.safetensors")
+    folder = Path(folder)
+    tensors, metadata = _read(folder / "sae.safetensors", device)
+    header = _header(metadata, folder / "sae.safetensors")
     scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
     with torch.device("meta"):
         sae = SparseAutoencoder(config_from_json(header["config"]), scale, seed=None)
@@ -96,8 +97,9 @@ def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
     Raises:
         ValueError: If the folder holds none, or one of another configuration or version.
     """
-    tensors, metadata = _read(Path(folder) / "fit.safetensors", fit.sae.b_dec.device)
-    header = _header(metadata, Path(folder) / "fit.safetensors")
+    folder = Path(folder)
+    tensors, metadata = _read(folder / "fit.safetensors", fit.sae.b_dec.device)
+    header = _header(metadata, folder / "fit.safetensors")
     saved = config_from_json(header["config"])
     if saved != fit.sae.cfg:
         raise ValueError(

@@ -17,7 +17,7 @@ from sae.latents import SparseLatents
 from sae.losses import auxk_loss, auxk_size, nested_loss, total_variance
 from sae.selection import select_top_k
 
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 512  # Rows of the decoder that stay in cache between two passes.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +229,9 @@ class Fit:
         if not value.isfinite():
             self.adam.zero_grad()
             raise ValueError(
-                f"the {what} of this batch is {value.item()}: its activations are finite, but too large, or too small, for "
-                "the products and squares taken of them; give layer_scale factors that bring their norm "
-                "near sqrt(d_model), or drop rows of massive norm; weights are as they were"
+                f"the {what} of this batch is {value.item()}: its activations are finite, but too large, "
+                "or too small, for the products and squares taken of them; give layer_scale factors that "
+                "bring their norm near sqrt(d_model), or drop rows of massive norm; weights are as they were"
             )
 
     def _scaled(self, x: Tensor, layer: Tensor) -> tuple[Tensor, Tensor]:

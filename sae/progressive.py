@@ -147,10 +147,10 @@ def reconstruct_subset(
         ValueError: If `kept` names a latent twice or one that there is not, and as
             `SparseAutoencoder.reconstruct`.
     """
-    d_sae = sae.cfg.d_sae
-    if len(kept.unique()) < len(kept) or not bool(((kept >= 0) & (kept < d_sae)).all()):
+    d_sae, n_different = sae.cfg.d_sae, len(kept.unique())
+    if n_different < len(kept) or not bool(((kept >= 0) & (kept < d_sae)).all()):
         raise ValueError(
-            f"kept holds {len(kept)} latents, of which {len(kept.unique())} differ, from "
+            f"kept holds {len(kept)} latents, of which {n_different} differ, from "
             f"{int(kept.min())} to {int(kept.max())}; there are 0 to {d_sae - 1}: name each once"
         )
     refill = refill and len(kept) > 0

@@ -161,7 +161,8 @@ class ActivationStore:
                 layers[layer] = _totals(rows, row_layers == layer)
         record = ShardRecord(shard=index, rows=stop - start, files=files, layers=layers)
         self._commits.write(record)
-        self._commits.mark_whole(index)
+        if self._commits.is_released(index):
+            self._commits.mark_whole(index)
         return record
 
     def _check_complete(

@@ -21,6 +21,7 @@ from sae import (
     save,
 )
 from sae.encoders import BLOCK_ELEMENTS
+from sae.kron import root
 from sae.losses import fvu_loss
 from sae.progressive import decoder_importance
 
@@ -38,23 +39,19 @@ def weights(sae: SparseAutoencoder) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("encoder", ["dense", KRON], ids=["dense", "kron"])
-@pytest.mark.parametrize("factor", [3e19, 1e-30])
-def test_a_batch_whose_loss_or_gradient_overflows_changes_no_weight(encoder, factor):
+def test_a_batch_whose_loss_overflows_changes_no_weight(encoder):
     sae = make(encoder=encoder)
     fit = Fit(sae, FitConfig(), 10)
     x = torch.randn(40, 8)
     fit.initialise(x, LAYER)
     before = weights(sae)
-    x = x * factor
-    try:
-        fit.step(x, LAYER)
-    except ValueError as error:
-        assert "weights are as they were" in str(error)  # noqa: PT017
-        assert all(map(torch.equal, before, weights(sae)))
-        assert all(p.grad is None for p in sae.parameters())
-    assert all(w.isfinite().all() for w in weights(sae))
-    fit.step(torch.randn(40, 8), LAYER)
-    assert all(w.isfinite().all() for w in weights(sae))
+    with pytest.raises(ValueError, match="weights are as they were"):
+        fit.step(x * 3e19, LAYER)
+    assert all(map(torch.equal, before, weights(sae)))
+    assert all(p.grad is None for p in sae.parameters())
+    for later in (x * 1e-30, x):
+        fit.step(later, LAYER)
+        assert all(w.isfinite().all() for w in weights(sae))
 
 
 def test_numbers_that_fit_only_a_wider_dtype_are_refused():
@@ -69,6 +66,8 @@ def test_the_root_of_large_products_is_finite_and_of_infinity_infinite():
     sae = make(encoder=KRON).eval()
     values = sae.reconstruct(torch.randn(40, 8) * 1e18, LAYER).latents.values
     assert values.isfinite().all()
+    found = root(torch.tensor([4.0, 1e38, math.inf]))
+    torch.testing.assert_close(found, torch.tensor([2.0, 1e19, math.inf]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
