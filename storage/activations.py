@@ -5,7 +5,7 @@ the model and the tokens, so writing it again is harmless; it counts when its co
 which is written last. docs/store_format.md says it byte for byte.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -98,14 +98,26 @@ class ActivationStore:
             return None
         return self._commits.record(shard)
 
-    def release(self, shard: int) -> None:
+    def release(self, shard: int, unless: Callable[[], bool] = lambda: False) -> bool:
         """Delete a committed shard's activations; its columns and record stay.
 
         Killed in the middle and called again, it goes on. `write_shard` brings them back.
+
+        Args:
+            shard: Which.
+            unless: Asked when the shard already counts as missing: whether it is to stay after all.
+
+        Returns:
+            Whether its activations are gone.
         """
-        self._commits.mark_released(shard)
+        if not self._commits.is_released(shard):
+            self._commits.mark_released(shard)
+            if unless():
+                self._commits.mark_whole(shard)
+                return False
         for array in self.spec.arrays:
             self.place.delete(activation_file(array, shard))
+        return True
 
     def forget(self) -> None:
         """Let go of all files that are mapped: a file that is released takes up disk until then."""

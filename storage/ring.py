@@ -7,7 +7,7 @@ what nobody asks for. No reader waits for another, but the fastest for room.
 
 import json
 from collections.abc import Sequence
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from storage.activations import ActivationStore
@@ -30,6 +30,8 @@ class RingReader:
         """
         self._requests, self._file = place(requests), f"{name}.json"
         self._asked: dict[str, Any] = {}
+        self._asking = Lock()
+        """One waits for shards while another lets go of some, or leaves."""
         self._left = Event()
 
     @property
@@ -60,13 +62,12 @@ class RingReader:
         Raises:
             StoreError: If the writer has failed.
         """
-        self._asked = {
-            "epoch": epoch,
-            "held": [shard for segment in held for shard in segment],
-            "now": list(shards),
-            "then": [shard for segment in then for shard in segment],
-        }
-        self._ask()
+        self._ask(
+            epoch=epoch,
+            held=[shard for segment in held for shard in segment],
+            now=list(shards),
+            then=[shard for segment in then for shard in segment],
+        )
         while set(shards) & set(store.missing()):
             if self._left.wait(_POLL_SECONDS):
                 return False
@@ -77,17 +78,19 @@ class RingReader:
     def let_go(self) -> None:
         """Say that what was held is used up."""
         if self._asked.get("held"):
-            self._asked["held"] = []
-            self._ask()
+            self._ask(held=[])
 
     def leave(self) -> None:
         """Ask for nothing any more; whoever waits is told."""
         self._left.set()
-        self._requests.delete(self._file)
+        with self._asking:
+            self._requests.delete(self._file)
 
-    def _ask(self) -> None:
-        if not self.has_left:
-            self._requests.write(self._file, [json.dumps(self._asked).encode()])
+    def _ask(self, **changed: Any) -> None:
+        with self._asking:
+            self._asked |= changed
+            if not self.has_left:
+                self._requests.write(self._file, [json.dumps(self._asked).encode()])
 
 
 class RingWriter:
@@ -108,23 +111,35 @@ class RingWriter:
             self._requests.delete(name)
 
     def next_shards(self) -> list[int]:
-        """The shards to write now, the most urgent first; room for them is made."""
-        wanted = self._asked_for()[: self._room]
+        """The shards to write now, the most urgent first; room for them is made.
+
+        What a reader is at stays, whatever the room. A reader asks and then looks whether the shard is
+        there; here it is marked as gone, and then looked whether it is asked for. So one of the two
+        sees the other.
+        """
+        wanted = self._asked_for("held", "now", "then")[: self._room]
         missing = set(self._store.missing())
         to_write = [shard for shard in wanted if shard in missing]
         there = [shard for shard in range(self._store.spec.n_shards) if shard not in missing]
-        useless = [shard for shard in there if shard not in wanted]
-        for shard in useless[: max(0, len(there) + len(to_write) - self._room)]:
-            self._store.release(shard)
-            self.n_released += 1
-        return to_write
+        over = len(there) + len(to_write) - self._room
+        for shard in there:
+            if over > 0 and shard not in wanted and self._release(shard):
+                over -= 1
+        return to_write[: len(to_write) - max(0, over)]
+
+    def _release(self, shard: int) -> bool:
+        released = self._store.release(
+            shard, unless=lambda: shard in self._asked_for("held", "now")
+        )
+        self.n_released += released
+        return released
 
     def fail(self, why: str) -> None:
         """Tell all who wait that nothing more will come."""
         self._requests.write(_FAILED, [why.encode()])
 
-    def _asked_for(self) -> list[int]:
-        """What is in use, then what the slowest needs, then what comes later."""
+    def _asked_for(self, *kinds: str) -> list[int]:
+        """The shards asked for, by kind, and of a kind what the slowest reader needs first."""
         asked = []
         for name in self._requests.names():
             if not name.endswith(".json"):
@@ -134,6 +149,5 @@ class RingWriter:
             except FileNotFoundError:  # the reader has just left
                 continue
         asked.sort(key=lambda request: (request["epoch"], request["now"]))
-        kinds = ("held", "now", "then")
         order = [shard for kind in kinds for request in asked for shard in request[kind]]
         return list(dict.fromkeys(order))

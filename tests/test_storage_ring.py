@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -76,12 +77,15 @@ def test_readers_of_any_speed_get_what_a_whole_store_gives_and_the_ring_stays_sm
             reader.leave()
             stream.close()
 
-        readers = [Thread(target=read, args=(f"r{i}", pause)) for i, pause in enumerate((0, 0.01))]
-        for thread in readers:
-            thread.start()
-            time.sleep(0.3)  # the second comes when the first is ahead: the ring goes back for it
-        for thread in readers:
-            thread.join()
+        with ThreadPoolExecutor() as threads:
+            readers = []
+            for number, pause in enumerate((0, 0.01, 0.002)):
+                readers.append(threads.submit(read, f"r{number}", pause))
+                time.sleep(
+                    0.3
+                )  # the next comes when the others are ahead: the ring goes back for it
+            for reader in readers:
+                reader.result()
         assert list((tmp_path / "requests").iterdir()) == []
     assert max(most) <= ROOM < SPEC.n_shards
     for rows in found.values():
@@ -140,3 +144,28 @@ def test_what_is_in_use_comes_before_what_is_needed_next(tmp_path):
         (tmp_path / "requests").mkdir(exist_ok=True)
         (tmp_path / "requests" / f"{name}.json").write_text(json.dumps(asked))
     assert writer.next_shards() == [2, 3, 8, 9]
+
+
+def test_what_a_reader_is_at_stays_whatever_the_room(tmp_path):
+    store = filled_store(tmp_path / "s", SPEC)
+    writer = RingWriter(store, tmp_path / "requests", ROOM)
+    (tmp_path / "requests").mkdir(exist_ok=True)
+    for name, asked in {
+        "slow": {"epoch": 0, "held": [2, 3], "now": [4, 5], "then": [6]},
+        "fast": {"epoch": 1, "held": [], "now": [8, 9], "then": [10]},
+    }.items():
+        (tmp_path / "requests" / f"{name}.json").write_text(json.dumps(asked))
+    assert writer.next_shards() == []
+    assert store.missing() == [0, 1, 6, 7, 10]
+
+
+def test_a_shard_that_is_asked_for_while_it_is_released_stays(tmp_path):
+    store = filled_store(tmp_path / "s", SPEC)
+    before = files_of(tmp_path / "s")
+
+    def asked_for() -> bool:
+        assert store.missing() == [3]  # so whoever asks from now on waits
+        return True
+
+    assert not store.release(3, unless=asked_for)
+    assert files_of(tmp_path / "s") == before
