@@ -55,20 +55,16 @@ def entry_dots(
     right: Float[Tensor, "latents d_model"],
     rows: Int[Tensor, " entries"],
     picks: Int[Tensor, " entries"],
-    offsets: Int[Tensor, " rows_plus_one"],
 ) -> Float[Tensor, " entries"]:
-    """The dot product of `left[rows[e]]` with `right[picks[e]]` for each entry e.
-
-    `rows` and `offsets` say the same thing twice: entries come row by row.
-    """
+    """The dot product of `left[rows[e]]` with `right[picks[e]]` for each entry e."""
     left, right = left.detach().to(right.dtype), right.detach()
     kernels = kernels_for(right)
     if kernels is not None:
         return kernels.entry_dots(left, right, rows, picks)
     # The dots of embedding_bag's own backward; public only through autograd, which would compute
-    # the table's gradient too.
+    # the table's gradient too. It needs the bags' offsets only where it is not given `rows`.
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        left, right, picks, offsets[:-1], rows, 0
+        left, right, picks, rows[:0], rows, 0
     )
 
 
@@ -77,7 +73,6 @@ def entry_dots_reference(
     right: Float[Tensor, "latents d_model"],
     rows: Int[Tensor, " entries"],
     picks: Int[Tensor, " entries"],
-    offsets: Int[Tensor, " rows_plus_one"],
 ) -> Float[Tensor, " entries"]:
     """`entry_dots` as its formula."""
     return (left[rows] * right[picks]).sum(-1)

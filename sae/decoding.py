@@ -67,8 +67,10 @@ class _Decode(torch.autograd.Function):
         grad = grad.contiguous()
         grad_values = grad_w_dec = None
         if ctx.needs_input_grad[0]:
-            dots = entry_dots(grad, w_dec, pattern.rows, pattern.indices, pattern.offsets)
-            grad_values = dots.to(values.dtype)
+            # Latent by latent, so that a row of the decoder is read once, and rows one after the other.
+            order = pattern.by_latent.order
+            dots = entry_dots(grad, w_dec, pattern.rows[order], pattern.indices[order])
+            grad_values = torch.empty_like(values).index_copy_(0, order, dots.to(values.dtype))
         if ctx.needs_input_grad[1]:
             order = pattern.by_latent.order
             grad_w_dec = weighted_sums(

@@ -282,7 +282,7 @@ class Fit:
         self._refuse_overflow("gradient's norm", norm)
         clipped = (norm / self.cfg.grad_clip).clamp(min=1.0).float()
         self.adam.param_groups[0]["lr"] = lr
-        self._update_decoder(gradient.split(at_once), along, 1 / clipped)
+        self._update_decoder(gradient.split(at_once), along, clipped)
         w_dec.grad = None
         # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
         self.adam.grad_scale = clipped  # pyright: ignore[reportAttributeAccessIssue]
@@ -291,7 +291,7 @@ class Fit:
         return norm
 
     def _update_decoder(
-        self, gradient: Sequence[Tensor], along: Sequence[Tensor], factor: Tensor
+        self, gradient: Sequence[Tensor], along: Sequence[Tensor], grad_scale: Tensor
     ) -> None:
         """Adam's step of the decoder, some rows at a time, so that all of it happens in cache.
 
@@ -306,7 +306,7 @@ class Fit:
         state["step"] += 1
         blocks = (t.split(len(gradient[0])) for t in (w_dec, state["exp_avg"], state["exp_avg_sq"]))
         for grad, part, rows, mean, square in zip(gradient, along, *blocks, strict=True):
-            tangent = torch.addcmul(grad, part, rows, value=-1).mul_(factor)
+            tangent = torch.addcmul(grad, part, rows, value=-1)
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 *([rows], [tangent], [mean], [square], [], [state["step"]]),
                 lr=group["lr"],
@@ -316,6 +316,7 @@ class Fit:
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
+                grad_scale=grad_scale,
             )
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             rows /= norms.clamp(min=torch.finfo(rows.dtype).tiny)

@@ -100,10 +100,11 @@ class KronEncoder(nn.Module):
             return
         h, m, n = self.shape.h, self.shape.m, self.shape.n
         for first_token, tokens in token_blocks(centred, self.shape.n_rows):
-            acts = F.linear(tokens, self.w_enc, self.b_enc).relu_()
-            base = acts[:, : h * m].unflatten(1, (h, m))
-            extension = acts[:, h * m :].unflatten(1, (h, n))
-            yield HeadBlock(base, extension, first_token)
+            base, extension = (  # each in one piece, so that a head is a row to be copied
+                F.linear(tokens, self.w_enc[rows], self.b_enc[rows]).relu_()
+                for rows in (slice(h * m), slice(h * m, None))
+            )
+            yield HeadBlock(base.unflatten(1, (h, m)), extension.unflatten(1, (h, n)), first_token)
 
     def _blocks_of(self, centred: Tensor, only: Tensor) -> Iterator[MatrixBlock]:
         width = min(len(only), BLOCK_LATENTS)
@@ -222,8 +223,9 @@ class HeadBlock:
         """The k largest of each token, from the k heads with the largest maxima."""
         m, n = self.base.shape[-1], self.extension.shape[-1]
         _, heads = top_k_per_row(self.maxima(), min(k, self.base.shape[1]))
-        # Only these heads are expanded, and of so many tokens at once as a block may hold.
-        at_once = max(1, BLOCK_ELEMENTS // (heads.shape[1] * m * n))
+        # Only these heads are looked into, and of so many tokens at once as a block may hold.
+        width = heads.shape[1] * (m + n) + min(k, heads.shape[1] * m) * n
+        at_once = max(1, BLOCK_ELEMENTS // width)
         parts = [
             self._best_of(base, extension, some, k)
             for base, extension, some in zip(
@@ -237,14 +239,20 @@ class HeadBlock:
 
     @staticmethod
     def _best_of(base: Tensor, extension: Tensor, heads: Tensor, k: int) -> Picks:
-        """The k largest of some tokens in the heads that are given."""
+        """The k largest of some tokens in the heads that are given.
+
+        They lie in the k base rows of these heads with the largest maxima, each u_i * max v.
+        """
         m, n = base.shape[-1], extension.shape[-1]
-        u = _wide(base.gather(1, heads[:, :, None].expand(-1, -1, m)))
-        v = _wide(extension.gather(1, heads[:, :, None].expand(-1, -1, n)))
-        products = (u[..., None] * v[:, :, None]).flatten(1)
+        u, v = _wide(_taken(base, heads)), _wide(_taken(extension, heads))
+        maxima = (u * v.amax(-1, keepdim=True)).flatten(1)
+        _, rows = top_k_per_row(maxima, min(k, maxima.shape[1]))
+        leads = u.flatten(1).gather(1, rows)
+        products = (leads[:, :, None] * _taken(v, rows // m)).flatten(1)
         best, places = top_k_per_row(products, min(k, products.shape[1]))
-        ids = heads.gather(1, places // (m * n)) * (m * n) + places % (m * n)
-        return Picks(best, u.flatten(1).gather(1, places // n), ids)
+        row = rows.gather(1, places // n)
+        ids = (heads.gather(1, row // m) * m + row % m) * n + places % n
+        return Picks(best, leads.gather(1, places // n), ids)
 
     def lower_bound(self, n: int) -> Tensor | None:
         """The n-th largest of the heads' maxima."""
@@ -260,12 +268,22 @@ class HeadBlock:
         parts = []
         for some, theirs in zip(tokens.split(at_once), heads.split(at_once), strict=True):
             u, v = _wide(self.base[some, theirs]), _wide(self.extension[some, theirs])
-            products = u[:, :, None] * v[:, None]
-            pairs, i, j = ((products >= bound) & (products > 0)).nonzero(as_tuple=True)
-            ids = theirs[pairs] * (m * n) + i * n + j
-            parts.append((products[pairs, i, j], u[pairs, i], ids, some[pairs]))
+            pairs, i = (u * v.amax(-1, keepdim=True) >= bound).nonzero(as_tuple=True)
+            leads = u[pairs, i]
+            products = leads[:, None] * v[pairs]
+            rows, j = ((products >= bound) & (products > 0)).nonzero(as_tuple=True)
+            pairs, i = pairs[rows], i[rows]
+            ids = (theirs[pairs] * m + i) * n + j
+            parts.append((products[rows, j], leads[rows], ids, some[pairs]))
         *picks, found = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         return Picks(*picks), found + self.first_token
+
+
+def _taken(rows: Float[Tensor, "tokens all n"], which: Int[Tensor, "tokens some"]) -> Tensor:
+    """Some rows of every token: (tokens, some, n). Whole rows are copied, which `gather` does not."""
+    first = torch.arange(len(rows), device=rows.device)[:, None] * rows.shape[1]
+    taken = rows.flatten(0, 1).index_select(0, (first + which).flatten())
+    return taken.unflatten(0, which.shape)
 
 
 def _wide(x: Tensor) -> Tensor:
