@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import GPTNeoXConfig, GPTNeoXModel
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 
 CHILD = """
 import re, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from actors.errors import InputError
+from actors.evaluator import Evaluator
+from actors.grouper import Grouper
 from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.language_model import describe, parameter_count
 from actors.trainer import Trainer, Trial
@@ -66,15 +70,20 @@ def harvester():
             list(pool.map(lambda job: actor.harvest(*job), jobs))
     return work, memory.harvester(cfg, shape, parameter_count(cfg.model), specs)
 
+row_filter = RowFilter(Hygiene(), (0,), dict.fromkeys(layers, 1e9))
+
+def grouper():
+    actor = Grouper(folder / "pilot.zarr", row_filter)
+    return lambda: actor.distances(center=True), memory.grouper(specs["pilot"])
+
 def trainer():
-    medians = dict.fromkeys(layers, 1e9)
     trial = Trial(
         id="t", group=0, layers=layers, n_steps=3, seed=0, fit=cfg.train,
         sae=SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=cfg.sweep.k[0]),
         layer_scale=dict.fromkeys(layers, 1.0), window_chunks=cfg.sweep.window_chunks,
         checkpoint_seconds=1.0, train_store=folder / "train.zarr",
         validation_store=folder / "validation.zarr",
-        row_filter=RowFilter(Hygiene(), (0,), medians), folder=folder / "trial",
+        row_filter=row_filter, folder=folder / "trial",
     )
     def work():
         actor = Trainer(trial)
@@ -82,6 +91,17 @@ def trainer():
         actor.save()
         actor.finish()
     return work, memory.trainer(cfg, shape, specs["train"])
+
+def evaluator():
+    def work():
+        actor = Evaluator(
+            cfg.model, folder / "tokens.zarr", folder / "validation.zarr", row_filter,
+            n_sequences=64, batch_tokens=cfg.harvest.batch_tokens,
+        )
+        with suppress(InputError):  # a model that has learnt nothing loses nothing by zeros
+            actor.evaluate(folder / "trial" / "sae", 0)
+    parameters = parameter_count(cfg.model)
+    return work, memory.evaluator(cfg, shape, parameters, specs["validation"])
 
 work, planned = globals()[kind]()
 baseline = peak = resident()
@@ -114,7 +134,7 @@ def folder(tmp_path_factory) -> Path:
         intermediate_size=512,
         max_position_embeddings=128,
     )
-    GPTNeoXModel(cfg).save_pretrained(folder / "model")
+    GPTNeoXForCausalLM(cfg).save_pretrained(folder / "model")
     harvest = {"tokens": 250_000, "pilot_tokens": 250_000, "validation_tokens": 2_000}
     run = {
         "run_dir": str(folder / "run"),
@@ -129,7 +149,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("actor", ["harvester", "trainer"])  # the second reads what the first wrote
+@pytest.mark.parametrize(
+    "actor", ["harvester", "grouper", "trainer", "evaluator"]
+)  # each reads what those before it wrote
 def test_peak_memory_is_within_a_quarter_of_the_plan(folder: Path, actor: str):
     output = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder), actor],
