@@ -127,7 +127,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     torch.manual_seed(0)
     cfg = GPTNeoXConfig(
-        vocab_size=500,
+        vocab_size=2000,
         hidden_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -135,7 +135,7 @@ def folder(tmp_path_factory) -> Path:
         max_position_embeddings=128,
     )
     GPTNeoXForCausalLM(cfg).save_pretrained(folder / "model")
-    harvest = {"tokens": 250_000, "pilot_tokens": 250_000, "validation_tokens": 2_000}
+    harvest = {"tokens": 250_000, "pilot_tokens": 250_000, "validation_tokens": 10_000}
     run = {
         "run_dir": str(folder / "run"),
         "model": {"name": str(folder / "model")},
