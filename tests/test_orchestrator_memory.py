@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,12 @@ import yaml
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
+READS = {
+    "harvester": (),
+    "trainer": ("harvester",),
+    "grouper": ("harvester",),
+    "evaluator": ("harvester", "trainer"),
+}
 
 CHILD = """
 import re, sys, threading, time
@@ -148,17 +156,37 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def peaks(folder: Path) -> Callable[[str], tuple[int, int]]:
+    """Bytes seen and planned of an actor, after those whose stores it reads."""
+
+    @cache
+    def peak(actor: str) -> tuple[int, int]:
+        for before in READS[actor]:
+            peak(before)
+        output = subprocess.run(
+            [sys.executable, "-c", CHILD, str(folder), actor],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+        seen, planned = map(int, output.split()[-2:])
+        return seen, planned
+
+    return peak
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "actor", ["harvester", "grouper", "trainer", "evaluator"]
-)  # each reads what those before it wrote
-def test_peak_memory_is_within_a_quarter_of_the_plan(folder: Path, actor: str):
-    output = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), actor],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
-    seen, planned = map(int, output.split()[-2:])
+    "actor",
+    [
+        "harvester",
+        "trainer",
+        pytest.param("grouper", marks=pytest.mark.crash),
+        pytest.param("evaluator", marks=pytest.mark.crash),
+    ],
+)
+def test_peak_memory_is_within_a_quarter_of_the_plan(peaks, actor: str):
+    seen, planned = peaks(actor)
     assert planned == pytest.approx(seen, rel=0.25), f"seen {seen:,}, planned {planned:,}"
