@@ -17,8 +17,10 @@ from actors.model_source import ModelSource
 from actors.shard_rows import ShardRows
 from storage.activations import ActivationStore
 from storage.commits import ShardRecord
+from storage.encoding import memory_for
 from storage.layout import StoreSpec
 from storage.places import Location
+from storage.row_memory import RowMemory
 from storage.tokens import TokenStore
 
 SHARDS_AT_ONCE = 2
@@ -100,6 +102,7 @@ class Harvester:
             )
         self._batch_sequences = max(1, batch_tokens // self._tokens.context)
         self._computing = Lock()
+        self._memory: dict[StoreSpec, RowMemory] = {}
 
     def mean_norms(
         self, layers: Sequence[int], split: str, sequences: Integer[np.ndarray, " sequences"]
@@ -151,7 +154,7 @@ class Harvester:
         with self._computing:
             started = time.perf_counter()
             release_freed_memory()
-            rows = ShardRows(spec, shard)
+            rows = ShardRows(spec, shard, self._memory_for(spec))
             for _, batch in self._batches(ids, spec.layers):
                 rows.add(batch)
             arrays = rows.finish()
@@ -163,6 +166,12 @@ class Harvester:
             model_seconds=computed - started,
             write_seconds=time.perf_counter() - computed,
         )
+
+    def _memory_for(self, spec: StoreSpec) -> RowMemory:
+        """Of the store that is harvested now; that of the one before is let go."""
+        if spec not in self._memory:
+            self._memory = {spec: memory_for(spec)}
+        return self._memory[spec]
 
     def _check(self, spec: StoreSpec) -> None:
         shape, tokens = self._model.shape, self._tokens

@@ -10,20 +10,27 @@ from torch import Tensor
 from actors.host_copy import HostCopy
 from storage.encoding import EncodedBlock, EncodedRows, encode
 from storage.layout import StoreSpec
+from storage.row_memory import RowMemory
 
 
 class ShardRows:
     """The encoded rows of one shard, filled batch by batch in reading order."""
 
-    def __init__(self, spec: StoreSpec, shard: int) -> None:
-        """Work out which rows each array takes of each layer, and where they stand."""
+    def __init__(self, spec: StoreSpec, shard: int, memory: RowMemory) -> None:
+        """Work out which rows each array takes of each layer, and where they stand.
+
+        Args:
+            spec: Of the store.
+            shard: Which.
+            memory: Of `storage.encoding.memory_for` the store; it may serve several shards.
+        """
         self._spec = spec
         sequence, position = spec.rows_of(shard)
         places = np.argsort(spec.permutation_of(shard))  # of each row in reading order
         context = spec.first_position + spec.rows_per_sequence
         tokens = np.arange(len(places)) // spec.rows_per_sequence * context + position[places]
         self._arrays = {
-            array: EncodedRows.empty(len(places), spec.d_model, spec.dtype) for array in spec.arrays
+            array: EncodedRows.empty(len(places), spec.dtype, memory) for array in spec.arrays
         }
         self._parts: list[_Part] = []
         for array in spec.arrays:

@@ -9,7 +9,7 @@ import torch
 from benchmarks.cpu import Findings, Turn, serve_turns
 from benchmarks.one_layer import ARRAY, columns_of, one_layer_spec
 from storage.activations import ActivationStore
-from storage.encoding import EncodedRows
+from storage.encoding import EncodedRows, memory_for
 
 
 def make(arguments: dict[str, Any]) -> Turn:
@@ -23,10 +23,10 @@ def make(arguments: dict[str, Any]) -> Turn:
         scale=0.5,  # not 1, so that scaling is not left out
     )
     store = ActivationStore.create(Path(arguments["folder"]) / "ours.zarr", spec)
-    rows = x.flatten(0, 1)
+    rows, memory = x.flatten(0, 1), memory_for(spec)
 
     def turn(number: int) -> Findings:
-        encoded = EncodedRows.of(spec, ARRAY, number, rows)
+        encoded = EncodedRows.of(spec, ARRAY, number, rows, memory)
         store.write_shard(number, {ARRAY: encoded}, columns_of(spec, number))
 
         def delete() -> dict[str, float]:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
+from storage.bulk_file import Bytes
 from storage.codecs import compressor
 from storage.commits import CommitLog, LayerTotals, ShardRecord
 from storage.encoding import EncodedRows, decode
 from storage.errors import StoreError
-from storage.files import Bytes, FileRecord
+from storage.files import FileRecord
 from storage.layout import ROOT_COLUMNS, StoreSpec, activation_file
 from storage.metadata import has_metadata, write_metadata
 from storage.places import Location, Place, place

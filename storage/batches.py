@@ -21,7 +21,8 @@ from storage.dtypes import stored_dtype
 from storage.errors import StoreError
 from storage.hygiene import RowFilter
 from storage.ring import RingReader
-from storage.windows import Batch, BatchMemory, Window, chunk_windows, joined, mixed, segments
+from storage.row_memory import RowMemory
+from storage.windows import Batch, Window, chunk_windows, joined, mixed, segments
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class ShuffledBatches:
         self._store, self._array = store, array
         self._row_filter, self._ring = row_filter, ring
         self._batch_rows, self._window_chunks, self._seed = batch_rows, window_chunks, seed
-        self._memory = BatchMemory(batch_rows, store.spec.d_model, stored_dtype(store.spec.dtype))
+        self._memory = RowMemory(batch_rows, store.spec.d_model, stored_dtype(store.spec.dtype))
         self._segments = segments(store.spec.n_shards, window_chunks)
         self._kept: dict[int, bytes] = {}
         """Per chunk whose columns were read, which rows are kept, one bit each."""

@@ -15,7 +15,7 @@ import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 
-from storage.files import Bytes
+from storage.bulk_file import Bytes
 
 CODECS = ("none", "zstd", "blosc", "pcodec")
 """Names of the codecs a store can have."""

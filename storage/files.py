@@ -3,18 +3,14 @@
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
-import numpy as np
-from jaxtyping import UInt8
 
+from storage.bulk_file import BulkFile, Bytes
 from storage.errors import StoreError
-
-Bytes = bytes | UInt8[np.ndarray, " _"]
-"""What is written: bytes, or the memory of rows as it is."""
 
 _PART_BYTES = 8 * 2**20
 
@@ -51,13 +47,12 @@ def _write(path: Path, parts: Iterable[Bytes]) -> FileRecord:
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     n_bytes, checksum = 0, 0
     try:
-        with partial.open("wb") as file:
+        with closing(BulkFile(partial)) as file:
             for part in parts:
-                file.write(part)  # pyright: ignore[reportArgumentType] (a buffer, from 3.12 on)
+                file.write(part)
                 n_bytes += len(part)
                 checksum = google_crc32c.extend(checksum, part)
-            file.flush()
-            os.fsync(file.fileno())
+            file.sync()
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

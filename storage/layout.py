@@ -255,11 +255,8 @@ class StoreSpec:
     def rows_of(
         self, shard: int
     ) -> tuple[UInt32[np.ndarray, " rows"], UInt16[np.ndarray, " rows"]]:
-        """The columns sequence and position of a shard, as stored."""
-        source = self.permutation_of(shard)
-        sequence = self.sequences_of(shard)[source // self.rows_per_sequence]
-        position = self.first_position + source % self.rows_per_sequence
-        return sequence.astype(np.uint32), position.astype(np.uint16)
+        """The columns sequence and position of a shard, as stored; not to be written to."""
+        return _rows_of(self, shard)
 
     def row_layers(
         self,
@@ -317,3 +314,19 @@ def _population_order(n_population: int, seed: int) -> Int64[np.ndarray, " seque
     order = permutation(n_population, seed, Stream.POPULATION)
     order.flags.writeable = False
     return order
+
+
+@lru_cache(maxsize=4)
+def _rows_of(
+    spec: StoreSpec, shard: int
+) -> tuple[UInt32[np.ndarray, " rows"], UInt16[np.ndarray, " rows"]]:
+    """Sequence and position of a shard's rows: who fills it, who writes it and who checks it asks."""
+    source = spec.permutation_of(shard)
+    in_shard, within = np.divmod(source, spec.rows_per_sequence)
+    columns = (
+        spec.sequences_of(shard)[in_shard].astype(np.uint32),
+        (spec.first_position + within).astype(np.uint16),
+    )
+    for column in columns:
+        column.flags.writeable = False
+    return columns

@@ -22,8 +22,9 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
+from storage.bulk_file import Bytes
 from storage.errors import StoreError
-from storage.files import Bytes, FileRecord
+from storage.files import FileRecord
 from storage.places import Place
 
 SCHEMES = ("s3", "gs", "az")

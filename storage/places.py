@@ -13,7 +13,8 @@ from pathlib import Path
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from storage.files import Bytes, FileRecord, record_of, sync, write_file
+from storage.bulk_file import Bytes
+from storage.files import FileRecord, record_of, sync, write_file
 
 
 class Place(ABC):

@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from storage.files import Bytes
+from storage.bulk_file import Bytes
 
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16

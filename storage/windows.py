@@ -1,6 +1,5 @@
 """What is mixed with what: segments of shards, windows of chunks, and the batches cut from a window."""
 
-import weakref
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from storage.draw import Stream, draw, permutation
 from storage.encoding import decode
+from storage.row_memory import RowMemory
 
 _RUN_ROWS, _CHUNK_RUNS = 16, 128
 """Neighbouring kept rows that stay together, at most, as memory gives neighbours faster, and pieces that a
@@ -121,7 +121,7 @@ class Window(NamedTuple):
     order: Int32[np.ndarray, " kept"]
     """The kept rows, mixed."""
 
-    def take(self, start: int, n: int, memory: "BatchMemory", dtype: str) -> Batch:
+    def take(self, start: int, n: int, memory: RowMemory, dtype: str) -> Batch:
         """`n` rows from `start` on in the order of the window, or what is left of it."""
         rows = np.sort(self.order[start : start + n])  # each chunk is gone through once, forwards
         cuts = [*np.searchsorted(rows, self.begins).tolist(), len(rows)]
@@ -137,25 +137,6 @@ class Window(NamedTuple):
             layer=torch.from_numpy(self.layers[rows].astype(np.int64)),
             dtype=dtype,
         )
-
-
-class BatchMemory:
-    """Memory of batches that nobody holds any more, for the next ones.
-
-    Fresh memory is given by the system page by page, which takes as long as the copy into it.
-    """
-
-    def __init__(self, n_rows: int, d_model: int, dtype: np.dtype) -> None:
-        """For batches of at most so many rows."""
-        self._shape, self._dtype = (n_rows, d_model), dtype
-        self._free: list[np.ndarray] = []
-
-    def borrow(self, n_rows: int) -> Shaped[np.ndarray, "rows d_model"]:
-        """Room for some rows. It is free again when this very array is gone, so no view may outlive it."""
-        memory = self._free.pop() if self._free else np.empty(self._shape, self._dtype)
-        lent = memory[:n_rows]
-        weakref.finalize(lent, self._free.append, memory)
-        return lent
 
 
 def joined(parts: list[Batch]) -> Batch:

@@ -169,9 +169,9 @@ def test_the_model_computes_a_shard_while_the_one_before_is_written(
     begun = [Event() for _ in range(store.spec.n_shards)]
     write, compute = ActivationStore.write_shard, ShardRows.__init__
 
-    def compute_and_tell(self, spec, shard):
+    def compute_and_tell(self, spec, shard, memory):
         begun[shard].set()
-        compute(self, spec, shard)
+        compute(self, spec, shard, memory)
 
     def write_when_the_next_is_begun(self, index, *content):
         if index == 0:

@@ -10,6 +10,7 @@ from zarr.codecs import Crc32cCodec
 from storage.activations import ActivationStore
 from storage.encoding import EncodedRows
 from storage.errors import StoreError
+from storage.row_memory import RowMemory
 from tests.stores import activation, encoded, files_of, filled_store, shard_content, small_spec
 
 GROUPED = {"groups": ((0, 2), (1,))}
@@ -218,7 +219,13 @@ def test_activations_that_are_not_finite_are_refused_by_layer(tmp_path):
         (lambda a, c: a.pop("layers/1"), "takes the arrays"),
         (lambda a, c: c.pop("token_id"), "takes the columns"),
         (
-            lambda a, c: a.update({"layers/1": EncodedRows.empty(29, 6, "float32")}),
+            lambda a, c: a.update(
+                {
+                    "layers/1": EncodedRows.empty(
+                        29, "float32", RowMemory(29, 6, np.dtype(np.float32))
+                    )
+                }
+            ),
             r"shape \(29, 6\)",
         ),
         (lambda a, c: c.update(token_id=c["token_id"][1:]), r"shape \(29,\)"),
