@@ -100,6 +100,7 @@ class Trial:
             "prefixes": list(self.sae.prefixes),
             "scaling": self.sae.scaling,
             **asdict(self.fit),
+            "betas": list(self.fit.betas),
             "lr": self.fit.peak_lr(self.sae.d_sae),
             "n_parameters": self.sae.n_parameters,
             "encoder_parameters": self.sae.n_encoder_parameters,

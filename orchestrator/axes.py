@@ -27,10 +27,10 @@ class IntRange:
 
     def __post_init__(self) -> None:
         """Refuse ranges that hold nothing."""
-        _refuse_empty(self.min, self.max, self.log)
+        _refuse_empty(self)
 
     @property
-    def size(self) -> float:
+    def size(self) -> int | float:
         """How many numbers there are."""
         return self.max - self.min + 1
 
@@ -54,10 +54,10 @@ class FloatRange:
 
     def __post_init__(self) -> None:
         """Refuse ranges that hold nothing."""
-        _refuse_empty(self.min, self.max, self.log)
+        _refuse_empty(self)
 
     @property
-    def size(self) -> float:
+    def size(self) -> int | float:
         """How many numbers there are: more than are ever drawn."""
         return math.inf
 
@@ -72,14 +72,14 @@ class FloatRange:
         return min(max(float(f"{value:.4g}"), self.min), self.max)
 
 
-def _refuse_empty(low: float, high: float, log: bool) -> None:
-    if not low < high < math.inf:
+def _refuse_empty(span: IntRange | FloatRange) -> None:
+    if not span.min < span.max < math.inf:
         raise ValueError(
-            f"max: {high} is not above min = {low}, or has no end; give two numbers that rise, or a "
-            "list of one"
+            f"max: {span.max} is not above min = {span.min}, or has no end; give two numbers that rise, "
+            "or a list of one"
         )
-    if log and low <= 0:
-        raise ValueError(f"min: {low} has no logarithm; give a positive number, or log: false")
+    if span.log and span.min <= 0:
+        raise ValueError(f"min: {span.min} has no logarithm; give a positive number, or log: false")
 
 
 Range = IntRange | FloatRange

@@ -29,7 +29,7 @@ class Axis:
         return list(zip(self.values, self.paths, strict=True))
 
     @property
-    def size(self) -> float:
+    def size(self) -> int | float:
         """How many values there are."""
         return self.values.size if isinstance(self.values, Range) else len(self.values)
 
@@ -52,7 +52,7 @@ class Space:
     axes: Mapping[str, Axis]
 
     @property
-    def size(self) -> float:
+    def size(self) -> int | float:
         """How many combinations there are."""
         return math.prod(axis.size for axis in self.axes.values())
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from statistics import fmean, median
+from typing import Any
 
 from orchestrator.sweep_config import StopConfig
 
@@ -99,6 +100,6 @@ class Field:
         return Verdict.STOP
 
 
-def curve_of(rows: Sequence[Mapping[str, float]], n_steps: int) -> Curve:
+def curve_of(rows: Sequence[Mapping[str, Any]], n_steps: int) -> Curve:
     """The curve that a trial's metrics draw."""
     return [(round(row["step"] / n_steps, _DIGITS), row["fvu"]) for row in rows]

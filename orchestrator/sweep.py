@@ -135,7 +135,11 @@ def _tune(
     scratch = session.run.path / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     if isinstance(trials, Suggestions):
-        chosen: dict[str, Any] = {"search_alg": trials, "num_samples": n_left}
+        chosen: dict[str, Any] = {
+            "search_alg": trials,
+            "num_samples": n_left,
+            "max_concurrent_trials": placement.capacity,  # more would be suggested knowing less
+        }
         space = {}
     else:
         missing = [trial for trial in trials if not trial.result_file.is_file()]
@@ -149,8 +153,8 @@ def _tune(
             mode="min",
             scheduler=scheduler,
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["trial"].id,
-            trial_dirname_creator=lambda trial: trial.config["trial"].id,
+            # Tune would spell the whole trial; its configuration is still a placeholder here.
+            trial_dirname_creator=lambda trial: trial.trial_id,
             **chosen,
         ),
         run_config=tune.RunConfig(
