@@ -154,13 +154,12 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
             continue  # pydantic counts items without the faulty ones, which are told already
         if item["type"] == "value_error":  # from a __post_init__: one fault a line, "key: text"
             for line in str(item.get("ctx", {})["error"]).splitlines():
-                match = re.match(r"((?:[a-z_]+|\[-?\d+\]|\.)+): (.*)", line)
-                inner: Location = ()
-                if match:
-                    steps = re.findall(r"([a-z_]+)|(-?\d+)", match[1])
-                    inner = tuple(name or int(number) for name, number in steps)
-                if match and inner[0] in (_section(raw, location) or {}):
-                    problems.append((location + inner, match[2]))
+                path, _, text = line.partition(": ")
+                is_path = re.fullmatch(r"([a-z_]+|\[-?\d+\]|\.)+", path)
+                steps = re.findall(r"([a-z_]+)|(-?\d+)", path) if is_path else []
+                inner: Location = tuple(name or int(number) for name, number in steps)
+                if inner[:1] and inner[0] in (_section(raw, location) or {}):
+                    problems.append((location + inner, text))
                 else:
                     problems.append((location, line))
         else:

@@ -83,7 +83,9 @@ class Suggestions(Searcher):
         """Nothing to set: what is compared is known."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Trial] | str:
+    def suggest(  # pyright: ignore[reportIncompatibleMethodOverride] (FINISHED is a str)
+        self, trial_id: str
+    ) -> dict[str, Trial] | str:
         """The next trial: of those that have no result, else one of the study that has the fewest."""
         if self._unfinished:
             trial = self._unfinished.pop(0)

@@ -1,12 +1,13 @@
 """Which trials win, by the rule of the configuration."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-Result = dict[str, Any]
+Result = Mapping[str, Any]
 """What `actors.trainer.Trainer.finish` returns."""
 
 
-def winners(results: list[Result], rule: str) -> list[Result]:
+def winners(results: Sequence[Result], rule: str) -> list[Result]:
     """The results to evaluate: of each group the best, for each k or over all."""
 
     def contest(result: Result) -> tuple[int, int]:
