@@ -12,7 +12,8 @@ from storage.activations import ActivationStore
 from storage.hygiene import RowFilter
 from storage.places import Location
 
-_BLOCK_VALUES = 2**19  # float64 values worked on at once: 4 MiB, which stay in a cache
+BLOCK_VALUES = 2**19
+"""float64 values worked on at once: 4 MiB, which stay in a cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class Grouper:
         if center:
             means = sum(x.sum(axis=0, dtype=np.float64) for x in self._chunks(keep)) / n_rows
         first, second = np.triu_indices(n_layers, k=1)  # the order of scipy's condensed matrices
-        block_rows = max(1, _BLOCK_VALUES // (n_layers * spec.d_model))
+        block_rows = max(1, BLOCK_VALUES // (n_layers * spec.d_model))
         angles = np.zeros(len(first))
         for x in self._chunks(keep):
             for start in range(0, len(x), block_rows):

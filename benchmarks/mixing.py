@@ -19,8 +19,8 @@ from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 
 TOKENS, STEPS, BATCH_ROWS, SEEDS = 200_000, 1200, 1024, 4
-SEQUENCE_ROWS, CHUNK_SEQUENCES, SHARD_CHUNKS, WINDOW_CHUNKS = 128, 4, 8, 8
-"""A store of about 390 chunks of neighbouring tokens, of which a window mixes eight."""
+SEQUENCE_ROWS, CHUNK_SEQUENCES, SHARD_CHUNKS, WINDOW_CHUNKS = 128, 1, 16, 64
+"""A store of about 1560 chunks, of which a window mixes as many as at the defaults."""
 
 
 def measure() -> list[Row]:

@@ -4,9 +4,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from actors.allocator import keep_freed_memory
 from benchmarks.cpu import Findings, Turn, serve_turns
 from benchmarks.one_layer import ALL_ROWS, ARRAY
-from benchmarks.read_data import Size, distinct
+from benchmarks.read_data import LOOKED_AT, Size, distinct
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 
@@ -20,11 +21,14 @@ def reader(folder: Path, batch_rows: int) -> ShuffledBatches:
 def make(arguments: dict[str, Any]) -> Turn:
     """The epochs of a reader, one after the other."""
     batches = reader(Path(arguments["store"]), Size.of(arguments).batch_rows)
+    keep_freed_memory(0)  # as the trainer's process does
 
     def turn(number: int) -> Findings:
         stream = batches.batches(Cursor(epoch=number))
         epoch = islice(stream, batches.batches_per_epoch)
-        firsts = [batch.stored[:, 0].clone() for _, batch in epoch]
+        firsts = [
+            batch.stored[:, 0].clone() for i, (_, batch) in enumerate(epoch) if i % LOOKED_AT == 0
+        ]
         return lambda: distinct([first for first in firsts if len(first) == len(firsts[0])])
 
     return turn

@@ -5,6 +5,7 @@ model has filled it: a `datasets.Dataset` of it, saved to disk.
 """
 # pyright: reportMissingImports=false
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cpu import Turn, serve_turns
+from benchmarks.cpu import Findings, Turn, serve_turns
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -35,9 +36,17 @@ def make(arguments: dict[str, Any]) -> Turn:
     )
     rows, token_ids = x.flatten(0, 1), torch.zeros(n_sequences * context, dtype=torch.int32)
 
-    def turn(number: int) -> None:
+    def turn(number: int) -> Findings:
         shard = CacheActivationsRunner._create_shard(runner, (rows, token_ids))
-        shard.save_to_disk(str(Path(arguments["folder"]) / f"shard_{number:05d}"), num_shards=1)
+        folder = Path(arguments["folder"]) / f"shard_{number:05d}"
+        shard.save_to_disk(str(folder), num_shards=1)
+
+        def delete() -> dict[str, float]:
+            """The system's memory for files then serves the next turn too, and is not asked for anew."""
+            shutil.rmtree(folder)
+            return {}
+
+        return delete
 
     return turn
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOOKED_AT = 8
+"""Of so many batches one is looked at, so that looking costs little."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:

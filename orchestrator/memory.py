@@ -7,6 +7,7 @@ figures with real actors in processes of their own.
 
 from dataclasses import dataclass
 
+from actors.grouper import BLOCK_VALUES
 from actors.harvester import SHARDS_AT_ONCE
 from actors.language_model import ModelShape
 from orchestrator.candidates import corners, largest_batch
@@ -114,10 +115,12 @@ def _windows_bytes(cfg: RunConfig, train: StoreSpec) -> int:
 
 
 def grouper(pilot: StoreSpec) -> ActorMemory:
-    """The grouper: a chunk of every layer and the columns of the whole pilot."""
+    """The grouper: two chunks of every layer, a block at work, the columns of the whole pilot."""
     chunk = min(pilot.chunk_rows, pilot.n_rows) * pilot.d_model * _FLOAT
     columns = pilot.n_rows * 4 * _INDEX
-    return ActorMemory(host=chunk * (len(pilot.layers) + 2) + columns, device=0)
+    # In float64, with the two that its norms need, and as much again that the heap was seen to keep.
+    block = 5 * BLOCK_VALUES * _INDEX
+    return ActorMemory(host=chunk * (2 * len(pilot.layers) + 2) + block + columns, device=0)
 
 
 def evaluator(
@@ -127,11 +130,13 @@ def evaluator(
     head = shape.vocabulary * shape.d_model
     weights = (n_parameters + head) * _WEIGHT_BYTES[cfg.model.dtype]
     tokens = _batch_tokens(cfg, shape)
-    logits = 3 * tokens * shape.vocabulary * _FLOAT if shape.is_causal else 0
+    logits = 4 * tokens * shape.vocabulary * _FLOAT if shape.is_causal else 0
     block = tokens * shape.d_model * _FLOAT * _BLOCK_WIDTHS
     widest = max(sae.d_sae for sae in corners(cfg, shape.d_model))
-    sae = 2 * widest * shape.d_model * _FLOAT + _SCORE_BYTES
+    sae = 2 * widest * shape.d_model * _FLOAT
+    # The model's passes and the search for latents come one after the other.
+    work = max(logits, block, _SCORE_BYTES)
     chunk = 3 * min(validation.chunk_rows, validation.n_rows) * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_actor:
-        return ActorMemory(host=chunk, device=weights + max(logits, block) + sae)
-    return ActorMemory(host=weights + max(logits, block) + sae + chunk, device=0)
+        return ActorMemory(host=chunk, device=weights + work + sae)
+    return ActorMemory(host=weights + work + sae + chunk, device=0)

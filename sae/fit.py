@@ -1,7 +1,7 @@
 """Training, without anything but mathematics: a step at a time, resumable bit for bit."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -190,20 +190,21 @@ class Fit:
         self.adam.zero_grad()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.is_cuda):
             latents = sae.encode(scaled)
-        segments = decode_segments(latents, sae.w_dec, sae.cfg.prefixes)
+        lengths = torch.ones(sae.cfg.d_sae, device=x.device, requires_grad=True)
+        segments = decode_segments(latents, sae.w_dec, sae.cfg.prefixes, lengths)
         weights = self._prefix_weights(len(segments))
         loss, error = nested_loss(scaled, segments, sae.b_dec, weights)
         self._refuse_overflow("loss", loss)
         self.firing.update(latents)
         dead = self.firing.dead(self.cfg.dead_after_tokens)
-        aux = self._auxk(scaled, error, dead)
+        aux = self._auxk(scaled, error, dead, lengths)
         loss = loss + self.cfg.auxk_coefficient * aux
         if latents.gates is not None:
             paid = sparsity_penalty(latents, self.cfg.sparsity_penalty)
             loss = loss + self.cfg.sparsity_coefficient * paid
         loss.backward()
         lr = self.cfg.lr_at(self.step_count, self.n_steps, sae.cfg.d_sae)
-        norm = self._update(lr)
+        norm = self._update(lr, lengths)
         self._track_threshold(latents)
         self.step_count += 1
         figures = [
@@ -250,7 +251,7 @@ class Fit:
             weights = weights / weights.mean()
         return weights
 
-    def _auxk(self, scaled: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+    def _auxk(self, scaled: Tensor, residual: Tensor, dead: Tensor, lengths: Tensor) -> Tensor:
         """AuxK of Gao et al. 2024: dead latents explain the residual, scaled by how many there are.
 
         Stays within the encoder and decoder rows of dead latents; b_dec takes no part.
@@ -265,27 +266,25 @@ class Fit:
             blocks = sae.encoder.blocks(scaled - b_dec, only=ids)
             chosen = select_top_k(blocks, len(scaled), min(k_aux, len(ids)), sae.cfg.d_sae)
         values = sae.encoder.values(chosen, scaled, b_dec)
-        explained = decode(SparseLatents(values, chosen.pattern), sae.w_dec)
+        explained = decode(SparseLatents(values, chosen.pattern), sae.w_dec, lengths)
         return auxk_loss(residual, explained) * min(len(ids) / k_aux, 1.0)
 
     @torch.no_grad()
-    def _update(self, lr: float) -> Tensor:
+    def _update(self, lr: float, lengths: Tensor) -> Tensor:
         """One step of Adam under the constraint that decoder rows have norm 1."""
         w_dec = self.sae.w_dec
-        gradient = w_dec.grad
+        gradient, along = w_dec.grad, lengths.grad
         assert gradient is not None
-        at_once = len(w_dec) if w_dec.is_cuda else _ROWS_AT_ONCE
-        along, squares = [], []  # of the decoder's gradient: along its rows, and what is left of it
-        for grad, rows in zip(gradient.split(at_once), w_dec.split(at_once), strict=True):
-            along.append((grad * rows).sum(1, keepdim=True))
-            squares.append((_square(grad) - _square(along[-1])).clamp(min=0))  # rows have norm 1
+        assert along is not None
+        # What lies along the rows, which have norm 1, is taken out of the decoder's gradient.
+        squares = [_square(gradient) - _square(along)]
         others = (p.grad for p in self.sae.parameters() if p is not w_dec)
         squares += [_square(grad) for grad in others if grad is not None]
-        norm = torch.stack(squares).sum().sqrt()
+        norm = torch.stack(squares).sum().clamp(min=0).sqrt()
         self._refuse_overflow("gradient's norm", norm)
         clipped = (norm / self.cfg.grad_clip).clamp(min=1.0).float()
         self.adam.param_groups[0]["lr"] = lr
-        self._update_decoder(gradient.split(at_once), along, clipped)
+        self._update_decoder(gradient, along[:, None].to(w_dec.dtype), clipped)
         w_dec.grad = None
         # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
         self.adam.grad_scale = clipped  # pyright: ignore[reportAttributeAccessIssue]
@@ -293,9 +292,7 @@ class Fit:
         self.adam.zero_grad()
         return norm
 
-    def _update_decoder(
-        self, gradient: Sequence[Tensor], along: Sequence[Tensor], grad_scale: Tensor
-    ) -> None:
+    def _update_decoder(self, gradient: Tensor, along: Tensor, grad_scale: Tensor) -> None:
         """Adam's step of the decoder, some rows at a time, so that all of it happens in cache.
 
         The gradient loses what lies along its row and is clipped; Adam is the kernel that `self.adam`
@@ -307,8 +304,10 @@ class Fit:
             state["step"] = torch.zeros((), device=w_dec.device)
             state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(w_dec) for _ in range(2))
         state["step"] += 1
-        blocks = (t.split(len(gradient[0])) for t in (w_dec, state["exp_avg"], state["exp_avg_sq"]))
-        for grad, part, rows, mean, square in zip(gradient, along, *blocks, strict=True):
+        at_once = len(w_dec) if w_dec.is_cuda else _ROWS_AT_ONCE
+        tensors = (gradient, along, w_dec, state["exp_avg"], state["exp_avg_sq"])
+        blocks = (tensor.split(at_once) for tensor in tensors)
+        for grad, part, rows, mean, square in zip(*blocks, strict=True):
             tangent = torch.addcmul(grad, part, rows, value=-1)
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 *([rows], [tangent], [mean], [square], [], [state["step"]]),

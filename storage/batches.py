@@ -2,10 +2,10 @@
 
 An epoch goes through the shards segment by segment. In each, the chunks are put in a seeded order and
 cut into windows, so that the chunks of a window come from different shards wherever that is possible.
-The kept rows of a window are permuted; windows follow one another; batches are slices of that sequence,
-and inside a batch the rows stand as they do in their chunks. Whole chunks are read, each once per epoch,
-and any batch is found without reading what stands before its window. The next window is read while one
-is served.
+The kept rows of a window are permuted in short runs; windows follow one another; batches are slices of
+that sequence, and inside a batch the rows stand as they do in their chunks. Whole chunks are read, each
+once per epoch, and any batch is found without reading what stands before its window. The next window is
+read while one is served, and the next batch gathered while one is used.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int64
 
 from storage.activations import ActivationStore
-from storage.draw import Stream, permutation
+from storage.dtypes import stored_dtype
 from storage.errors import StoreError
 from storage.hygiene import RowFilter
 from storage.ring import RingReader
-from storage.windows import Batch, Window, chunk_windows, joined, segments
+from storage.windows import Batch, BatchMemory, Window, chunk_windows, joined, mixed, segments
 
 _PATIENCE_SECONDS = 0.1
 
@@ -76,6 +75,7 @@ class ShuffledBatches:
         self._store, self._array = store, array
         self._row_filter, self._ring = row_filter, ring
         self._batch_rows, self._window_chunks, self._seed = batch_rows, window_chunks, seed
+        self._memory = BatchMemory(batch_rows, store.spec.d_model, stored_dtype(store.spec.dtype))
         self._segments = segments(store.spec.n_shards, window_chunks)
         self._kept: dict[int, bytes] = {}
         """Per chunk whose columns were read, which rows are kept, one bit each."""
@@ -102,6 +102,14 @@ class ShuffledBatches:
         A step beyond the epoch's last counts on into the next epoch. The stream from any cursor is
         what an unbroken one gives from there.
         """
+        with ThreadPoolExecutor(1) as ahead:
+            stream = self._batches(start)
+            coming = ahead.submit(next, stream, None)
+            while (batch := coming.result()) is not None:
+                coming = ahead.submit(next, stream, None)
+                yield batch
+
+    def _batches(self, start: Cursor) -> Iterator[tuple[Cursor, Batch]]:
         epoch, step = start.epoch, start.step
         while True:
             for batch in self._epoch(epoch, step * self._batch_rows):
@@ -123,6 +131,7 @@ class ShuffledBatches:
         """The batches of an epoch after its first `skip` rows, a multiple of the batch."""
         windows = self._windows(epoch, skip)
         pending: list[Batch] = []
+        dtype = self._store.spec.dtype
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(next, windows, None)
             while (window := self._arrived(coming)) is not None:
@@ -130,7 +139,7 @@ class ShuffledBatches:
                 offset = 0
                 while offset < len(window.order):
                     wanted = self._batch_rows - sum(map(len, pending))
-                    part = window.take(offset, wanted, self._store.spec.dtype)
+                    part = window.take(offset, wanted, self._memory, dtype)
                     offset += len(part)
                     pending.append(part)
                     if len(part) == wanted:
@@ -214,10 +223,11 @@ class ShuffledBatches:
         store, spec = self._store, self._store.spec
         spans = [spec.chunk_range(int(chunk)) for chunk in chunks]
         begins = np.cumsum([0, *(stop - start for start, stop in spans[:-1])])
-        kept = np.flatnonzero(np.concatenate([self._is_kept(int(chunk)) for chunk in chunks]))
-        order = permutation(len(kept), self._seed, Stream.WINDOW_ROWS, epoch, segment, index)
+        kept = np.concatenate([self._is_kept(int(chunk)) for chunk in chunks])
+        kept = np.flatnonzero(kept).astype(np.int32)
+        order = mixed(len(kept), spec.chunk_rows, self._seed, epoch, segment, index)
         return Window(
-            chunks=[torch.from_numpy(store.read_stored(self._array, *span)) for span in spans],
+            chunks=[store.read_stored(self._array, *span) for span in spans],
             begins=begins,
             layers=np.concatenate([store.row_layers(self._array, *span) for span in spans]),
             scales=np.concatenate([store.row_scales(self._array, *span) for span in spans]),

@@ -103,6 +103,19 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
 
 
+def is_cached(path: Path, offset: int) -> bool:
+    """Whether the system has a byte of a file in memory; False where it does not say."""
+    if not hasattr(os, "RWF_NOWAIT"):  # Linux alone
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's names, durable."""
     descriptor = os.open(path, os.O_RDONLY)

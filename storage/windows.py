@@ -1,11 +1,12 @@
 """What is mixed with what: segments of shards, windows of chunks, and the batches cut from a window."""
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from storage.draw import Stream, draw, permutation
@@ -53,6 +54,22 @@ def chunk_windows(
     return windows
 
 
+_RUN_ROWS, _CHUNK_RUNS = 16, 128
+"""Neighbouring kept rows that stay together, at most, as memory gives neighbours faster, and pieces that a
+chunk is cut into, at least. A shard's rows are stored in a random order, so neighbours have no more to do
+with one another than any two rows of a shard."""
+
+
+def mixed(
+    n_rows: int, chunk_rows: int, seed: int, epoch: int, segment: int, window: int
+) -> Int32[np.ndarray, " rows"]:
+    """The kept rows of a window, counted from 0, in short runs that are put in a seeded order."""
+    run = min(_RUN_ROWS, max(1, chunk_rows // _CHUNK_RUNS))
+    runs = permutation(-(-n_rows // run), seed, Stream.WINDOW_ROWS, epoch, segment, window)
+    order = (runs.astype(np.int32)[:, None] * run + np.arange(run, dtype=np.int32)).ravel()
+    return order[order < n_rows]  # the last run may be short
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Rows to train on, as they are stored: half the bytes to bring to a GPU."""
@@ -93,7 +110,7 @@ class Batch:
 class Window(NamedTuple):
     """Chunks that are mixed."""
 
-    chunks: list[Tensor]
+    chunks: list[Shaped[np.ndarray, "rows d_model"]]
     """Rows as stored, perhaps views of files."""
 
     begins: Int64[np.ndarray, " chunks"]
@@ -102,26 +119,44 @@ class Window(NamedTuple):
     layers: UInt8[np.ndarray, " rows"]
     scales: Float32[np.ndarray, " rows"]
 
-    order: Int64[np.ndarray, " kept"]
-    """The kept rows, permuted."""
+    order: Int32[np.ndarray, " kept"]
+    """The kept rows, mixed."""
 
-    def take(self, start: int, n: int, dtype: str) -> Batch:
+    def take(self, start: int, n: int, memory: "BatchMemory", dtype: str) -> Batch:
         """`n` rows from `start` on in the order of the window, or what is left of it."""
         rows = np.sort(self.order[start : start + n])  # each chunk is gone through once, forwards
-        stored = torch.empty((len(rows), self.chunks[0].shape[1]), dtype=self.chunks[0].dtype)
         cuts = [*np.searchsorted(rows, self.begins).tolist(), len(rows)]
-        within = torch.from_numpy(
-            rows - self.begins[np.searchsorted(self.begins, rows, "right") - 1]
-        )
+        within = rows - np.repeat(self.begins, np.diff(cuts))
+        stored = memory.borrow(len(rows))
         for chunk, first, last in zip(self.chunks, cuts[:-1], cuts[1:], strict=True):
             if first < last:
-                torch.index_select(chunk, 0, within[first:last], out=stored[first:last])
+                # All are inside; only "raise" would copy twice.
+                chunk.take(within[first:last], 0, stored[first:last], "clip")
         return Batch(
-            stored=stored,
+            stored=torch.from_numpy(stored),
             scale=torch.from_numpy(self.scales[rows]),
             layer=torch.from_numpy(self.layers[rows].astype(np.int64)),
             dtype=dtype,
         )
+
+
+class BatchMemory:
+    """Memory of batches that nobody holds any more, for the next ones.
+
+    Fresh memory is given by the system page by page, which takes as long as the copy into it.
+    """
+
+    def __init__(self, n_rows: int, d_model: int, dtype: np.dtype) -> None:
+        """For batches of at most so many rows."""
+        self._shape, self._dtype = (n_rows, d_model), dtype
+        self._free: list[np.ndarray] = []
+
+    def borrow(self, n_rows: int) -> Shaped[np.ndarray, "rows d_model"]:
+        """Room for some rows. It is free again when this very array is gone, so no view may outlive it."""
+        memory = self._free.pop() if self._free else np.empty(self._shape, self._dtype)
+        lent = memory[:n_rows]
+        weakref.finalize(lent, self._free.append, memory)
+        return lent
 
 
 def joined(parts: list[Batch]) -> Batch:

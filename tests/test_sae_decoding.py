@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from sae.decoding import decode, decode_reference, decode_segments
@@ -37,3 +38,16 @@ def test_decode_passes_gradcheck():
         return decode(SparseLatents(values, latents.pattern), weight)
 
     assert torch.autograd.gradcheck(run, (latents.values, w_dec))
+
+
+@pytest.mark.parametrize("prefixes", [(), (1, 5, 10)])
+def test_the_gradient_of_lengths_is_that_of_factors_of_the_rows(prefixes):
+    latents, w_dec = ragged(), torch.randn(10, 5, dtype=torch.float64)
+    lengths = torch.ones(10, dtype=torch.float64, requires_grad=True)
+    ours = decode_segments(latents, w_dec, prefixes, lengths)
+    theirs = decode_segments(latents, w_dec * lengths[:, None], prefixes)
+    cotangent = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, lengths, cotangent),
+        torch.autograd.grad(theirs, lengths, cotangent),
+    )

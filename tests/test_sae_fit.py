@@ -141,7 +141,7 @@ def test_auxk_moves_encoder_and_decoder_of_dead_latents_towards_the_residual(nam
     scaled, _ = fit._scaled(x, layer)
     with torch.no_grad():
         residual = scaled - fit.sae(scaled)
-    loss = fit._auxk(scaled, residual, dead)
+    loss = fit._auxk(scaled, residual, dead, torch.ones(len(fit.sae.w_dec)))
     loss.backward()
     w_dec = fit.sae.w_dec
     assert w_dec.grad is not None

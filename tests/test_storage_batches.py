@@ -9,11 +9,10 @@ from orchestrator.config import HarvestConfig, SweepConfig
 from sae.fit import FitConfig
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
-from storage.draw import Stream, permutation
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
 from storage.layout import StoreSpec
-from storage.windows import Batch, chunk_windows, segments
+from storage.windows import Batch, chunk_windows, mixed, segments
 from tests.stores import encoded, filled_store, small_spec
 
 GROUPS = ((0, 2), (1,))
@@ -194,11 +193,19 @@ def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store
     n_chunks = min(n_chunks, spec.n_chunks)
     window = chunk_windows(n_chunks, spec.chunks_per_shard, window_chunks, 0, 0, 0)[0]
     sequences = np.concatenate([sequences_of_chunk(spec, int(chunk)) for chunk in window])
-    order = permutation(len(sequences), 0, Stream.WINDOW_ROWS, 0, 0)
+    order = mixed(len(sequences), spec.chunk_rows, 0, 0, 0, 0)
     batches = sequences[order][: 20 * batch_rows].reshape(20, batch_rows)
     distinct = np.mean([len(np.unique(batch)) for batch in batches])
     uniform = n_sequences * (1 - (1 - 1 / n_sequences) ** batch_rows)
     assert distinct >= 0.8 * uniform
+
+
+@given(n_rows=st.integers(0, 3000), chunk_rows=st.integers(1, 8000), window=st.integers(0, 3))
+def test_mixing_is_a_permutation_in_runs_of_a_small_part_of_a_chunk(n_rows, chunk_rows, window):
+    order = mixed(n_rows, chunk_rows, 0, 1, 2, window)
+    assert sorted(order.tolist()) == list(range(n_rows))
+    breaks = np.count_nonzero(np.diff(order) != 1) + 1 if n_rows else 0
+    assert breaks >= 0.5 * (n_rows / max(1, min(16, chunk_rows // 128)) - 8)
 
 
 def sequences_of_chunk(spec: StoreSpec, chunk: int) -> np.ndarray:
