@@ -15,7 +15,7 @@ test: $(READY)  ## All tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu and not crash"
 
 .PHONY: test-crash
-test-crash: $(READY)  ## The long forms: destruction of stores; whole runs in a bucket, on an encoder, within a disk budget
+test-crash: $(READY)  ## The long forms: destruction of stores; whole runs in a bucket, on an encoder, within a disk budget; more of the plan's memory
 	$(BIN)/python -m pytest -m crash
 
 lint: $(READY)  ## Style, types and the layering of the folders

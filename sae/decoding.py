@@ -80,14 +80,14 @@ class _Decode(torch.autograd.Function):
         grad_values = grad_w_dec = grad_lengths = None
         # Latent by latent, so that a row of the decoder is read once, and rows one after the other.
         order = pattern.by_latent.order
-        tokens, sorted_values = pattern.rows[order], values[order]
-        dots = entry_dots(grad, w_dec, tokens, pattern.indices[order])
+        tokens, ids, sorted_values = pattern.rows[order], pattern.indices[order], values[order]
+        dots = entry_dots(grad, w_dec, tokens, ids)
         if needs_values:
             grad_values = torch.empty_like(values).index_copy_(0, order, dots.to(values.dtype))
         if needs_lengths:
             shares = (dots * sorted_values).to(lengths.dtype)
             grad_lengths = torch.zeros_like(lengths)
-            grad_lengths.index_add_(0, pattern.indices[order], shares)
+            grad_lengths.index_add_(0, ids, shares)
         if needs_w_dec:
             grad_w_dec = weighted_sums(
                 grad.to(w_dec.dtype), tokens, sorted_values, pattern.by_latent.offsets

@@ -8,9 +8,10 @@ once per epoch, and any batch is found without reading what stands before its wi
 read while one is served, and the next batch gathered while one is used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -21,6 +22,8 @@ from storage.errors import StoreError
 from storage.hygiene import RowFilter
 from storage.ring import RingReader
 from storage.windows import Batch, BatchMemory, Window, chunk_windows, joined, mixed, segments
+
+T = TypeVar("T")
 
 _PATIENCE_SECONDS = 0.1
 
@@ -102,12 +105,7 @@ class ShuffledBatches:
         A step beyond the epoch's last counts on into the next epoch. The stream from any cursor is
         what an unbroken one gives from there.
         """
-        with ThreadPoolExecutor(1) as ahead:
-            stream = self._batches(start)
-            coming = ahead.submit(next, stream, None)
-            while (batch := coming.result()) is not None:
-                coming = ahead.submit(next, stream, None)
-                yield batch
+        return _ahead(self._batches(start), Future.result)
 
     def _batches(self, start: Cursor) -> Iterator[tuple[Cursor, Batch]]:
         epoch, step = start.epoch, start.step
@@ -129,23 +127,19 @@ class ShuffledBatches:
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[Batch]:
         """The batches of an epoch after its first `skip` rows, a multiple of the batch."""
-        windows = self._windows(epoch, skip)
         pending: list[Batch] = []
         dtype = self._store.spec.dtype
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(next, windows, None)
-            while (window := self._arrived(coming)) is not None:
-                coming = ahead.submit(next, windows, None)
-                offset = 0
-                while offset < len(window.order):
-                    wanted = self._batch_rows - sum(map(len, pending))
-                    part = window.take(offset, wanted, self._memory, dtype)
-                    offset += len(part)
-                    pending.append(part)
-                    if len(part) == wanted:
-                        yield joined(pending)
-                        pending = []
-                del window  # and with it what it holds of the files
+        for window in _ahead(self._windows(epoch, skip), self._arrived):
+            offset = 0
+            while offset < len(window.order):
+                wanted = self._batch_rows - sum(map(len, pending))
+                part = window.take(offset, wanted, self._memory, dtype)
+                offset += len(part)
+                pending.append(part)
+                if len(part) == wanted:
+                    yield joined(pending)
+                    pending = []
+            del window  # and with it what it holds of the files
         if pending:
             yield joined(pending)
 
@@ -233,3 +227,13 @@ class ShuffledBatches:
             scales=np.concatenate([store.row_scales(self._array, *span) for span in spans]),
             order=kept[order],
         )
+
+
+def _ahead(items: Iterator[T], arrived: Callable[[Future[T | None]], T | None]) -> Iterator[T]:
+    """The items, each made while the one before it is used; `arrived` waits for one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := arrived(coming)) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+            del item  # what is used up holds nothing while the next one is waited for

@@ -107,13 +107,11 @@ def is_cached(path: Path, offset: int) -> bool:
     """Whether the system has a byte of a file in memory; False where it does not say."""
     if not hasattr(os, "RWF_NOWAIT"):  # Linux alone
         return False
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except OSError:
+        with path.open("rb", buffering=0) as file:
+            return os.preadv(file.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:  # not in memory, or a file system or a file that can't be asked
         return False
-    finally:
-        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,6 @@ through a memory map; whatever else through zarr, which checks each chunk itself
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import zarr
@@ -46,7 +45,7 @@ class ShardReader:
         self._place, self._spec, self._root, self._commits = place, spec, root, commits
         self._folder = place.folder if memory_map and spec.codec == "none" else None
         self._seen: set[str] = set()
-        self._maps: dict[tuple[str, int], tuple[mmap.mmap, np.ndarray, Path]] = {}
+        self._maps: dict[tuple[str, int], tuple[mmap.mmap, np.ndarray]] = {}
         self._sound: set[tuple[str, int]] = set()
         self._zarr: dict[str, zarr.Array] = {}
         self._columns: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
@@ -124,10 +123,11 @@ class ShardReader:
 
     def _chunk_of(self, array: str) -> Callable[[int], np.ndarray]:
         def chunk_of(chunk: int) -> np.ndarray:
+            assert self._folder is not None
             shard, within = divmod(chunk, self._spec.chunks_per_shard)
-            data, places, path = self._map(array, shard)
+            data, places = self._map(array, shard)
             begin, end = map(int, places[within])
-            if not is_cached(path, end - 1):
+            if not is_cached(self._folder / activation_file(array, shard), end - 1):
                 page = begin - begin % mmap.PAGESIZE
                 data.madvise(mmap.MADV_WILLNEED, page, end - page)  # whole, and not page by page
             content = np.frombuffer(data, np.uint8, end - begin, begin)
@@ -143,8 +143,8 @@ class ShardReader:
 
         return chunk_of
 
-    def _map(self, array: str, shard: int) -> tuple[mmap.mmap, np.ndarray, Path]:
-        """A shard's bytes, never written back, where each of its chunks begins and ends, and its file."""
+    def _map(self, array: str, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+        """A shard's bytes, never written back, and where each of its chunks begins and ends."""
         found = self._maps.get((array, shard))
         if found is None:
             assert self._folder is not None
@@ -154,7 +154,7 @@ class ShardReader:
             places = chunk_places(np.frombuffer(data, np.uint8), self._spec.chunks_per_shard)
             if places is None:
                 raise StoreError(f"the index of {file} is damaged; {MEND}")
-            found = self._maps[array, shard] = data, places, file
+            found = self._maps[array, shard] = data, places
         return found
 
     def _check_range(self, name: str, start: int, stop: int) -> None:

@@ -12,6 +12,11 @@ from torch import Tensor
 from storage.draw import Stream, draw, permutation
 from storage.encoding import decode
 
+_RUN_ROWS, _CHUNK_RUNS = 16, 128
+"""Neighbouring kept rows that stay together, at most, as memory gives neighbours faster, and pieces that a
+chunk is cut into, at least. A shard's rows are stored in a random order, so neighbours have no more to do
+with one another than any two rows of a shard."""
+
 
 def segments(n_shards: int, window_chunks: int) -> list[range]:
     """The shards that are mixed with one another, one segment after the other in every epoch.
@@ -52,12 +57,6 @@ def chunk_windows(
             room -= len(chosen)
         windows.append(np.concatenate(window))
     return windows
-
-
-_RUN_ROWS, _CHUNK_RUNS = 16, 128
-"""Neighbouring kept rows that stay together, at most, as memory gives neighbours faster, and pieces that a
-chunk is cut into, at least. A shard's rows are stored in a random order, so neighbours have no more to do
-with one another than any two rows of a shard."""
 
 
 def mixed(

@@ -204,8 +204,9 @@ def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store
 def test_mixing_is_a_permutation_in_runs_of_a_small_part_of_a_chunk(n_rows, chunk_rows, window):
     order = mixed(n_rows, chunk_rows, 0, 1, 2, window)
     assert sorted(order.tolist()) == list(range(n_rows))
-    breaks = np.count_nonzero(np.diff(order) != 1) + 1 if n_rows else 0
-    assert breaks >= 0.5 * (n_rows / max(1, min(16, chunk_rows // 128)) - 8)
+    breaks = np.count_nonzero(np.diff(order) != 1)
+    # By chance a run or two follow the one that they followed before.
+    assert breaks >= n_rows / max(1, min(16, chunk_rows // 128)) - 12
 
 
 def sequences_of_chunk(spec: StoreSpec, chunk: int) -> np.ndarray:

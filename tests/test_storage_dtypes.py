@@ -15,9 +15,8 @@ def matrices(largest: float):
     return values.map(torch.from_numpy)
 
 
-STORABLE = matrices(
-    2.0**62
-)  # well beyond it the norm of a row overflows: the store refuses the row
+# Well beyond it the norm of a row overflows, and the store refuses the row.
+STORABLE = matrices(2.0**62)
 
 
 def encoded(x: Tensor, dtype: str, scale: float = 1.0) -> EncodedBlock:

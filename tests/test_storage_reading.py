@@ -9,6 +9,7 @@ import zarr
 from storage.activations import ActivationStore
 from storage.codecs import CODECS, declaration
 from storage.errors import StoreError
+from storage.files import is_cached
 from tests.stores import activation, files_of, filled_store, small_spec
 
 GROUPED = {"groups": ((0, 2), (1,))}
@@ -117,3 +118,10 @@ def test_int8_rows_are_within_half_a_step_and_their_cost_is_recorded(tmp_path):
 def test_the_cost_of_rounding_is_known_of_int8_alone(tmp_path):
     with pytest.raises(StoreError, match=r"has the dtype float32 .* measured for int8"):
         filled_store(tmp_path / "s", small_spec()).rounding_fvu()
+
+
+def test_what_can_not_be_asked_for_does_not_count_as_cached(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    assert not is_cached(tmp_path / "none", 0)
+    assert not is_cached(file, 3)

@@ -81,9 +81,8 @@ def test_readers_of_any_speed_get_what_a_whole_store_gives_and_the_ring_stays_sm
             readers = []
             for number, pause in enumerate((0, 0.01, 0.002)):
                 readers.append(threads.submit(read, f"r{number}", pause))
-                time.sleep(
-                    0.3
-                )  # the next comes when the others are ahead: the ring goes back for it
+                # The next comes when the others are ahead: the ring goes back for it.
+                time.sleep(0.3)
             for reader in readers:
                 reader.result()
         assert list((tmp_path / "requests").iterdir()) == []
