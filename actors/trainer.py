@@ -1,8 +1,8 @@
 """Fits one autoencoder on one group of layers, and survives being killed.
 
 Everything a trial knows lies in its folder: `metrics.jsonl` (a line per report), a checkpoint
-(weights, optimizer, statistics, random state, place in the data), and at the end the autoencoder and
-`result.json`, written last. A trainer made anew on the same folder continues from the checkpoint,
+(weights, optimizer, statistics, random state, place in the data), `stopped.json` if it was given up, and at
+the end the autoencoder and `result.json`, written last. A trainer made anew on the same folder continues from the checkpoint,
 bit for bit on a CPU.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -70,26 +70,54 @@ class Trial:
         """A JSON object per line: step, timestamp_ms and the metrics."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What `metrics_file` holds so far."""
+        if not self.metrics_file.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    @property
+    def stopped_at(self) -> int | None:
+        """The step at which it was given up, if it was."""
+        file = self.folder / "stopped.json"
+        return json.loads(file.read_text())["step"] if file.is_file() else None
+
+    def stop_at(self, step: int) -> None:
+        """Give it up: whoever trains it, now or after a crash, goes no further and judges it there."""
+        write_file(self.folder / "stopped.json", [json.dumps({"step": step}).encode()])
+
     def settings(self) -> dict[str, Any]:
         """What tells this trial from others, flat."""
-        shape = self.sae.encoder
-        kron = shape if isinstance(shape, KronShape) else None
         return {
             "trial": self.id,
             "group": self.group,
             "layers": list(self.layers),
-            "encoder": "kron" if kron else "dense",
-            "h": kron.h if kron else None,
-            "m": kron.m if kron else None,
-            "n": kron.n if kron else None,
-            "activation": kron.activation if kron else None,
+            **encoder_settings(self.sae.encoder),
             "k": self.sae.k,
             "selection": self.sae.selection,
             "d_sae": self.sae.d_sae,
+            "prefixes": list(self.sae.prefixes),
+            "scaling": self.sae.scaling,
+            **asdict(self.fit),
+            "betas": list(self.fit.betas),
+            "lr": self.fit.peak_lr(self.sae.d_sae),
             "n_parameters": self.sae.n_parameters,
             "encoder_parameters": self.sae.n_encoder_parameters,
             "encoder_flops_per_token": self.sae.encoder_flops_per_token,
         }
+
+
+def encoder_settings(encoder: Literal["dense"] | KronShape) -> dict[str, Any]:
+    """What tells an encoder from others, flat."""
+    kron = encoder if isinstance(encoder, KronShape) else None
+    return {
+        "encoder": "kron" if kron else "dense",
+        "h": kron.h if kron else None,
+        "m": kron.m if kron else None,
+        "n": kron.n if kron else None,
+        "activation": kron.activation if kron else None,
+    }
 
 
 class Trainer:
@@ -130,11 +158,15 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether every step is done; `finish` is still to be called."""
-        return self.step >= self.trial.n_steps
+        """Whether every step is done, or the trial given up; `finish` is still to be called."""
+        return self.step >= self._last_step
+
+    @property
+    def _last_step(self) -> int:
+        return min(self.trial.n_steps, self.trial.stopped_at or self.trial.n_steps)
 
     def advance(self, n_steps: int) -> dict[str, Any]:
-        """Train for up to `n_steps` more steps.
+        """Train for up to `n_steps` more steps; 0 tells where a continued trial stands.
 
         Returns:
             The newest line of the trial's metrics: `step`, `timestamp_ms`, `fvu` (of the last
@@ -142,7 +174,7 @@ class Trainer:
             `data_wait_fraction` (of the time spent).
         """
         start, waited, rows, report = time.monotonic(), 0.0, 0, None
-        for _ in range(min(n_steps, self.trial.n_steps - self.step)):
+        for _ in range(min(n_steps, self._last_step - self.step)):
             asked = time.monotonic()
             cursor, batch = next(self._stream)
             batch = batch.to(self._device)
@@ -166,13 +198,20 @@ class Trainer:
         checkpoint.save_fit(self.trial.folder, self._fit, extra)
         self._saved_at = time.monotonic()
 
+    def pause(self) -> None:
+        """Write the checkpoint and let go of the data; a new trainer goes on."""
+        self.save()
+        if self._ring:
+            self._ring.leave()
+
     def finish(self) -> dict[str, Any]:
         """Judge the autoencoder on the validation store and write it with its result.
 
         Returns:
             The trial's settings with `fvu` (mean over the group's layers; lower is better),
             `fvu_per_layer`, `l0`, `dead_fraction` (of latents that no validation row uses in any
-            layer), `tokens` trained on and `seconds`.
+            layer), `tokens` trained on, `stopped_at` (the step at which it was given up, or None) and
+            `seconds`.
         """
         if self._ring:
             self._ring.leave()
@@ -186,6 +225,7 @@ class Trainer:
             "l0": quality.l0,
             "dead_fraction": quality.dead_fraction,
             "tokens": self.step * self.trial.fit.batch_tokens,
+            "stopped_at": self.step if self.step < self.trial.n_steps else None,
         }
         # Times stay out of the autoencoder's file, so that the same training gives the same bytes.
         checkpoint.save(self.trial.folder / "sae", self._sae, extra=judged)
@@ -207,8 +247,7 @@ class Trainer:
         state = checkpoint.load_fit(self.trial.folder, self._fit)
         self._cursor = Cursor(**state["cursor"])
         self._seconds, self._waited = state["seconds"], state["waited"]
-        lines = self.trial.metrics_file.read_text().splitlines()
-        self._rows = [row for row in map(json.loads, lines) if row["step"] <= self.step]
+        self._rows = [row for row in self.trial.rows if row["step"] <= self.step]
 
     def _record(self, report: StepReport, rows_per_second: float, waited: float) -> None:
         self._rows.append(

@@ -5,29 +5,27 @@ are only composed, with the sections that belong to the orchestrator itself. A c
 exists is possible: what can be known to fail without the model is refused here, every fault at once.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ByteSize, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from actors.corpus import FilesCorpus, HubCorpus, StdlibCorpus
 from actors.grouping import GroupConfig
 from actors.model_source import ModelSource
-from sae.config import KronShape
+from orchestrator.axes import Positive
+from orchestrator.space import impossible_training
+from orchestrator.sweep_config import SweepConfig
 from sae.fit import FitConfig
 from storage.errors import StoreError
 from storage.hygiene import Hygiene
 from storage.places import place
 
-Positive = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=10**12)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Corpus = Annotated[StdlibCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
-EncoderShape = Annotated[
-    Annotated[Literal["dense"], Tag("dense")] | Annotated[KronShape, Tag("kron")],
-    Discriminator(lambda value: "dense" if isinstance(value, str) else "kron"),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,67 +106,6 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """The autoencoders that are trained on every group: all combinations of the lists."""
-
-    d_sae: Positive
-    """Latents of every autoencoder."""
-
-    k: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """Latents kept per token (on average, for batch_topk)."""
-
-    encoders: Annotated[tuple[EncoderShape, ...], Field(min_length=1)] = ("dense",)
-    """`dense`, or the Kronecker shape {h, m, n} with h*m*n = d_sae."""
-
-    selection: Annotated[tuple[Literal["topk", "batch_topk"], ...], Field(min_length=1)] = ("topk",)
-    """How the k latents are chosen: per token, or over the batch."""
-
-    scaling: Literal["layer_scale", "token_standardize"] = "layer_scale"
-    """How activations are scaled before they are encoded."""
-
-    tokens: Tokens = 1_000_000
-    """Activations each autoencoder is trained on; more than the store holds means more epochs."""
-
-    window_chunks: Positive = 64
-    """Chunks mixed at a time; more is a better shuffle. Compressed ones, or those of a bucket, are held in
-    memory, two windows of them."""
-
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Time between checkpoints of a trial: the most that a crash can cost."""
-
-    winner: Literal["lowest_fvu_per_k", "lowest_fvu"] = "lowest_fvu_per_k"
-    """Which trials of a group are evaluated: the best for each k, or the best alone."""
-
-    def __post_init__(self) -> None:
-        """Refuse every impossible combination, all at once."""
-        problems = [
-            f"k[{i}]: {k} exceeds d_sae = {self.d_sae}; lower k or widen the dictionary"
-            for i, k in enumerate(self.k)
-            if k > self.d_sae
-        ]
-        for i, shape in enumerate(self.encoders):
-            if isinstance(shape, KronShape) and shape.d_sae != self.d_sae:
-                problems.append(
-                    f"encoders[{i}]: h*m*n = {shape.h}*{shape.m}*{shape.n} = {shape.d_sae} is not "
-                    f"d_sae = {self.d_sae}; {_suggest_heads(self.d_sae, shape)}"
-                )
-        for name in ("k", "encoders", "selection"):
-            values = getattr(self, name)
-            repeated = sorted({str(v) for v in values if values.count(v) > 1})
-            if repeated:
-                problems.append(f"{name}: {', '.join(repeated)} is listed twice; name each once")
-        if problems:
-            raise ValueError("\n".join(problems))
-
-
-def _suggest_heads(d_sae: int, shape: KronShape) -> str:
-    heads, rest = divmod(d_sae, shape.m * shape.n)
-    if rest == 0:
-        return f"with this m and n, h must be {heads}"
-    return f"m*n = {shape.m * shape.n} does not divide d_sae, so choose another m or n"
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How the winners are evaluated."""
 
@@ -239,6 +176,20 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what only shows where sections meet."""
+        faults: dict[str, None] = {}
+        for _, space in self.sweep.kinds():
+            faults |= dict.fromkeys(impossible_training(space, self.train))
+        for group in self.sweep.groups:
+            if not 0 <= group < (self.group.n_groups or math.inf):
+                bound = f"group.n_groups = {self.group.n_groups}" if group >= 0 else "from 0"
+                faults[f"groups[{group}]: there is no such group ({bound}); correct the number"] = (
+                    None
+                )
+        if faults:
+            raise ValueError("\n".join(f"sweep.{fault}" for fault in faults))
 
 
 FREE_SETTINGS = (

@@ -154,12 +154,14 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
             continue  # pydantic counts items without the faulty ones, which are told already
         if item["type"] == "value_error":  # from a __post_init__: one fault a line, "key: text"
             for line in str(item.get("ctx", {})["error"]).splitlines():
-                match = re.match(r"([a-z_]+)(?:\[(\d+)\])?: (.*)", line)
-                inner: Location = ()
-                if match and match[1] in (_section(raw, location) or {}):
-                    inner = (match[1],) if match[2] is None else (match[1], int(match[2]))
-                    line = match[3]
-                problems.append((location + inner, line))
+                path, _, text = line.partition(": ")
+                is_path = re.fullmatch(r"([a-z_]+|\[-?\d+\]|\.)+", path)
+                steps = re.findall(r"([a-z_]+)|(-?\d+)", path) if is_path else []
+                inner: Location = tuple(name or int(number) for name, number in steps)
+                if inner[:1] and inner[0] in (_section(raw, location) or {}):
+                    problems.append((location + inner, text))
+                else:
+                    problems.append((location, line))
         else:
             problems.append((location, _remedy(dict(item), location)))
     return problems
@@ -175,7 +177,10 @@ def _remedy(item: dict[str, Any], location: Location) -> str:
     if kind == "unexpected_keyword_argument":
         known = _known_keys(location[:-1])
         if location[-1] in known:
-            return "does not go with this `source`; docs/configuration.md says which settings do"
+            beside = "this `source`" if location[0] == "corpus" else "what stands beside it"
+            return f"does not go with {beside}; docs/configuration.md says which settings do"
+        if location[:-1] == ("sweep", "vary") and location[-1] in ("k", "encoders", "selection"):
+            return f"has a list of its own; move it up, to sweep.{location[-1]}"
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         meant = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         return f"is not a setting; {meant}"
@@ -184,6 +189,10 @@ def _remedy(item: dict[str, Any], location: Location) -> str:
     if kind in ("dataclass_type", "dataclass_exact_type", "model_attributes_type"):
         known = ", ".join(_known_keys(location))
         return f"{given!r} is not a section; give it settings of its own, some of: {known}"
+    if kind == "too_short":
+        return "is an empty list, so there is nothing to train; list at least one value"
+    if kind == "dict_type":
+        return f"{given!r} is no mapping of group numbers to settings; write {{0: {{k: [32]}}}}"
     if kind == "tuple_type":
         return f"{given!r} is not a list; write [{given}]"
     message = item["msg"].removeprefix("Input ").replace("'", "")
@@ -226,23 +235,30 @@ def _section(raw: Any, location: Location) -> Any:
     return raw if isinstance(raw, Mapping) else None
 
 
-_STAND_INS: Mapping[str | int, Any] = {"tokens": 1, "d_sae": 1, "k": [1]}
+_STAND_INS: Mapping[Location, Any] = {
+    ("harvest", "tokens"): 1,
+    ("sweep", "d_sae"): 1,
+    ("sweep", "k"): [1],
+}
 """For required settings that are at fault, so that the rest of their section can be checked; what is
 then said of them is dropped."""
 
 
-def _without(raw: Any, locations: Sequence[Location]) -> Any:
-    """A copy of plain data without what stands at `locations`."""
-    if isinstance(raw, Mapping | list):
-        items = raw.items() if isinstance(raw, Mapping) else enumerate(raw)
-        kept = {
-            key: _without(value, [loc[1:] for loc in locations if loc[:1] == (key,)])
-            for key, value in items
-            if (key,) not in locations
-        }
-        stand_ins = {k: _STAND_INS[k] for k in raw if (k,) in locations and k in _STAND_INS}
-        return {**kept, **stand_ins} if isinstance(raw, Mapping) else list(kept.values())
-    return raw
+def _without(raw: Any, locations: Sequence[Location], at: Location = ()) -> Any:
+    """A copy of plain data without what stands at `locations`, and without lists that this empties."""
+    if isinstance(raw, list):
+        kept = [(*at, i) not in locations for i in range(len(raw))]
+        return [_without(raw[i], locations, (*at, i)) for i, keep in enumerate(kept) if keep]
+    if not isinstance(raw, Mapping):
+        return raw
+    copy = {}
+    for key, value in raw.items():
+        left = None if (*at, key) in locations else _without(value, locations, (*at, key))
+        if (*at, key) not in locations and not (left == [] and value):
+            copy[key] = left
+        elif (*at, key) in _STAND_INS:
+            copy[key] = _STAND_INS[*at, key]
+    return copy
 
 
 def _before_pruning(location: Location, dropped: Sequence[Location]) -> Location:

@@ -1,15 +1,19 @@
 """How long a run will take: what it has to do, over rates that are measured here for ten seconds."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from actors.calibration import model_rate, step_rate
 from actors.language_model import ModelShape
+from actors.trainer import encoder_settings
+from orchestrator.candidates import corners, n_candidates
 from orchestrator.config import RunConfig
+from orchestrator.labels import encoder_label
 from orchestrator.plan import Plan
-from orchestrator.summary_page import encoder_label
 from sae.config import KronShape, SaeConfig
 
 CALIBRATION_SECONDS = 10.0
@@ -17,7 +21,10 @@ CALIBRATION_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds of the long stages, and the rates they come from. Start-up is not counted."""
+    """Seconds of the long stages, and the rates they come from. Start-up is not counted.
+
+    Every trial is taken to be trained to the end, and to be as wide as its kind of encoder can be.
+    """
 
     harvest: float
     sweep: float
@@ -46,23 +53,20 @@ def estimate(cfg: RunConfig, shape: ModelShape, figures: Plan) -> Estimate:
     context = cfg.harvest.context or shape.context
     half = CALIBRATION_SECONDS / 2
     tokens = model_rate(cfg.model, context, cfg.harvest.batch_tokens, device, threads, half)
-    rates = {}
-    for encoder in cfg.sweep.encoders:
-        sae = SaeConfig(
-            d_model=shape.d_model,
-            d_sae=cfg.sweep.d_sae,
-            k=max(cfg.sweep.k),
-            encoder=encoder,
-            selection=cfg.sweep.selection[-1],
-            scaling=cfg.sweep.scaling,
-        )
-        share = half / len(cfg.sweep.encoders)
-        kind = {"encoder": "kron", **vars(encoder)} if isinstance(encoder, KronShape) else None
-        label = encoder_label(kind or {"encoder": encoder})
-        rates[label] = step_rate(sae, cfg.train, device, threads, share)
-    trials = figures.n_groups * len(cfg.sweep.k) * len(cfg.sweep.selection)
+    largest = {
+        group: _largest(corners(cfg, shape.d_model, group)) for group in range(figures.n_groups)
+    }
+    kinds = {name: sae for of_group in largest.values() for name, sae in of_group.items()}
+    rates = {
+        name: step_rate(sae, cfg.train, device, threads, half / len(kinds))
+        for name, sae in kinds.items()
+    }
     trained = math.ceil(cfg.sweep.tokens / cfg.train.batch_tokens) * cfg.train.batch_tokens
-    busy = sum(trials * trained / rate for rate in rates.values())
+    busy = sum(
+        n_candidates(cfg, group) / len(encoders) * trained / rates[name]
+        for group, encoders in largest.items()
+        for name in encoders
+    )
     return Estimate(
         harvest=figures.harvest_tokens / tokens / figures.n_actors["harvester"],
         sweep=busy / figures.n_actors["trainer"],
@@ -72,9 +76,23 @@ def estimate(cfg: RunConfig, shape: ModelShape, figures: Plan) -> Estimate:
     )
 
 
+def _largest(corners: Iterable[SaeConfig]) -> dict[str, SaeConfig]:
+    """Of each kind of encoder the widest, with the largest k; Kronecker shapes differ in their factors."""
+    found: dict[tuple[Any, ...], SaeConfig] = {}
+    for sae in corners:
+        shape = sae.encoder
+        kind = (shape.m, shape.n, shape.activation) if isinstance(shape, KronShape) else ()
+        found[kind] = max(sae, found.get(kind, sae), key=lambda sae: (sae.d_sae, sae.k))
+    return {encoder_label(encoder_settings(sae.encoder)): sae for sae in found.values()}
+
+
 def _evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
     """Through the model for cross-entropy: each layer zeroed, and with each winner of its group."""
-    winners = len(cfg.sweep.k) if cfg.sweep.winner == "lowest_fvu_per_k" else 1
+    winners = (
+        max(len(k.ends) for k, _ in cfg.sweep.kinds())
+        if cfg.sweep.winner == "lowest_fvu_per_k"
+        else 1
+    )
     sequences = min(cfg.evaluate.sequences, -(-figures.rows["validation"] // (context - 1)))
     return figures.n_layers * (winners + 1) * sequences * context
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from actors.grouper import DistanceReport
 from actors.grouping import Grouping
-from orchestrator.summary_page import encoder_label
+from orchestrator.labels import encoder_label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

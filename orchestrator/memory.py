@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from actors.grouper import BLOCK_VALUES
 from actors.harvester import SHARDS_AT_ONCE
 from actors.language_model import ModelShape
+from orchestrator.candidates import corners, largest_batch
 from orchestrator.config import RunConfig
-from sae.config import SaeConfig
 from sae.losses import auxk_size
 from storage.dtypes import stored_dtype
 from storage.layout import StoreSpec
@@ -88,22 +88,14 @@ def _shards_under_way(specs: tuple[StoreSpec, ...]) -> int:
 
 def trainer(cfg: RunConfig, shape: ModelShape, train: StoreSpec) -> ActorMemory:
     """A trainer of the largest autoencoder: its state, a step, and a window of chunks."""
-    largest = max(
-        (
-            SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=k, encoder=encoder)
-            for encoder in cfg.sweep.encoders
-            for k in cfg.sweep.k
-        ),
-        key=lambda sae: (sae.n_parameters, sae.k),
-    )
+    largest = max(corners(cfg, shape.d_model), key=lambda sae: (sae.n_parameters, sae.k))
     weights = largest.n_parameters * _FLOAT
     # Weights, gradients and two moments; a checkpoint copies all but the gradients.
     state = 4 * weights
     copy = 3 * weights
-    tokens = cfg.train.batch_tokens
-    entries = tokens * (
-        largest.k + auxk_size(shape.d_model) * bool(cfg.train.auxk_coefficient) // 4
-    )
+    tokens = largest_batch(cfg)
+    has_auxk = cfg.train.auxk_coefficient > 0 or cfg.sweep.vary.train.auxk_coefficient is not None
+    entries = tokens * (largest.k + auxk_size(shape.d_model) * has_auxk // 4)
     step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES + _SCORE_BYTES
     window = _windows_bytes(cfg, train) + 2 * tokens * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_actor:
@@ -140,7 +132,8 @@ def evaluator(
     tokens = _batch_tokens(cfg, shape)
     logits = 4 * tokens * shape.vocabulary * _FLOAT if shape.is_causal else 0
     block = tokens * shape.d_model * _FLOAT * _BLOCK_WIDTHS
-    sae = 2 * cfg.sweep.d_sae * shape.d_model * _FLOAT
+    widest = max(sae.d_sae for sae in corners(cfg, shape.d_model))
+    sae = 2 * widest * shape.d_model * _FLOAT
     # The model's passes and the search for latents come one after the other.
     work = max(logits, block, _SCORE_BYTES)
     chunk = 3 * min(validation.chunk_rows, validation.n_rows) * shape.d_model * _FLOAT

@@ -16,9 +16,10 @@ from orchestrator.pool import Pool
 from orchestrator.report import write_report
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
-from orchestrator.sweep import candidates, sweep, winners
+from orchestrator.sweep import sweep
 from orchestrator.tracking import Tracker
 from orchestrator.verify import take_back
+from orchestrator.winners import winners
 
 STAGES = ("group", "harvest", "sweep", "run")
 
@@ -55,15 +56,15 @@ def _stages(session: Session, pool: Pool, until: int) -> None:
     harvest.harvest_train(session, tokens, groups.partition, groups.row_filter, pool)
     if until < STAGES.index("sweep"):
         return
-    trials = candidates(session, groups.grouping, groups.report.mean_norm, groups.row_filter)
-    results = sweep(session, trials, pool)
+    found = sweep(session, groups, pool)
     harvest.count(session, groups.row_filter)  # with a disk budget the rows came only now
-    for trial, result in zip(trials, results, strict=True):
+    for trial, result in found:
         session.tracker.trial_result(trial.settings(), result)
     if until < STAGES.index("run"):
         return
+    results = [result for _, result in found]
     best = winners(results, session.cfg.sweep.winner)
-    chosen = [trial for trial in trials if trial.id in {result["trial"] for result in best}]
+    chosen = [trial for trial, result in found if result in best]
     evaluations = evaluate(session, chosen, groups.row_filter, pool)
     data = summary.summarise(session, groups, results, best, evaluations)
     write_report(run, groups, results, data)

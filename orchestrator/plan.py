@@ -8,6 +8,7 @@ import psutil
 
 from actors.language_model import ModelShape, parameter_count
 from orchestrator import memory
+from orchestrator.candidates import candidates, corners, n_candidates
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.memory import IMPORTED_BYTES, ActorMemory
@@ -86,7 +87,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         )
         for name in ("pilot", "validation", "train")
     }
-    n_trials = n_groups * len(cfg.sweep.k) * len(cfg.sweep.encoders) * len(cfg.sweep.selection)
+    n_trials = sum(n_candidates(cfg, group) for group in range(n_groups))
     arrays = {name: store_bytes(spec) for name, spec in specs.items()}
     parameters = parameter_count(cfg.model)
     return Plan(
@@ -101,7 +102,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
             "tokens": _token_bytes(shape, context, specs),
             **{name: sum(sizes.values()) for name, sizes in arrays.items()},
             **_within_budget(cfg, specs["train"]),
-            "trials": _trial_bytes(cfg, shape) * n_groups,
+            "trials": sum(_trial_bytes(cfg, shape, group) for group in range(n_groups)),
         },
         actors={
             "harvester": memory.harvester(cfg, shape, parameters, specs),
@@ -155,14 +156,18 @@ def _token_bytes(shape: ModelShape, context: int, specs: dict[str, StoreSpec]) -
     return n_tokens * (shape.vocabulary - 1).bit_length() // 8
 
 
-def _trial_bytes(cfg: RunConfig, shape: ModelShape) -> int:
-    """Of the trials of one group: weights twice, two moments, a counter per latent."""
-    per_encoder = len(cfg.sweep.k) * len(cfg.sweep.selection)
-    sizes = (
-        SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=1, encoder=encoder).n_parameters
-        for encoder in cfg.sweep.encoders
-    )
-    return per_encoder * sum(n * 4 * _FLOAT + cfg.sweep.d_sae * 8 for n in sizes)
+def _trial_bytes(cfg: RunConfig, shape: ModelShape, group: int) -> int:
+    """Of the trials of one group: weights twice, two moments, a counter per latent.
+
+    What Optuna will suggest is not known: each of its trials is taken to be the largest there can be.
+    """
+
+    def each(sae: SaeConfig) -> int:
+        return sae.n_parameters * 4 * _FLOAT + sae.d_sae * 8
+
+    if cfg.sweep.search.method == "optuna":
+        return n_candidates(cfg, group) * max(map(each, corners(cfg, shape.d_model, group)))
+    return sum(each(found.sae) for found in candidates(cfg, group, shape.d_model))
 
 
 def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dict[str, int]:
@@ -199,7 +204,7 @@ def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
 _LOWER = {
     "harvester": "harvest.shard_mib, harvest.batch_tokens or compute.harvesters",
     "grouper": "harvest.chunk_mib",
-    "trainer": "sweep.window_chunks, sweep.d_sae or compute.cpus (fewer at a time)",
+    "trainer": "sweep.window_chunks, d_sae or compute.cpus (fewer at a time)",
     "evaluator": "harvest.batch_tokens or compute.cpus (fewer at a time)",
 }
 

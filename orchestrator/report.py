@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from orchestrator import figures
 from orchestrator.group import GroupStage, load_groups
+from orchestrator.labels import encoder_label
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
-from orchestrator.summary_page import encoder_label
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -83,7 +83,7 @@ class RunDirectory:
             return
         changed = [
             difference
-            for difference in config_file.differences(yaml.safe_load(there), yaml.safe_load(dumped))
+            for difference in config_file.differences(_completed(there), yaml.safe_load(dumped))
             if not _is_free(difference[0])
         ]
         made = has_metadata(self.tokens) or has_metadata(self.pilot)
@@ -95,7 +95,9 @@ class RunDirectory:
                 + "\n".join(lines)
                 + f"\nRestore these values to continue it, or set another {what}; nothing was changed"
             )
-        if there != dumped:  # nothing came of the former one yet, or only what is free has changed
+        if (
+            there != dumped
+        ):  # nothing came of the former one, what is free changed, or settings were added
             where.write("config.yaml", [dumped.encode()])
 
     @property
@@ -142,6 +144,11 @@ class RunDirectory:
     def damage(self) -> Path:
         """What `strata verify` found damaged and the harvest has not taken back yet."""
         return self.path / "damage.json"
+
+    @property
+    def suggestions(self) -> Path:
+        """What Optuna has suggested, in order."""
+        return self.path / "suggested.json"
 
     @property
     def trials(self) -> Path:
@@ -202,6 +209,15 @@ def write_json(path: Path, data: Any) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is whole or absent, whatever happens meanwhile."""
     write_file(path, [text.encode()])
+
+
+def _completed(there: str) -> dict[str, Any]:
+    """A configuration that was written by this version or an older one: what it lacks has its default."""
+    given = yaml.safe_load(there)
+    try:
+        return yaml.safe_load(config_file.dump(config_file.parse(given, "config.yaml")))
+    except UserError:  # of a version that knew other settings
+        return given
 
 
 def _is_free(path: str) -> bool:

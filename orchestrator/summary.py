@@ -7,6 +7,7 @@ from orchestrator.evaluate import Evaluations
 from orchestrator.figures import fvu_against_l0
 from orchestrator.group import GroupStage
 from orchestrator.session import Session
+from orchestrator.winners import rank
 from sae.config import SaeConfig
 
 _BEST = (
@@ -19,6 +20,7 @@ _BEST = (
         "activation",
         "k",
         "selection",
+        "d_sae",
         "fvu",
         "l0",
         "dead_fraction",
@@ -36,18 +38,20 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
-    `groups[].best` is the winner of least FVU; `groups[].winners` are all that were evaluated, and
-    `groups[].front` names the trials that no other trial of the group beats in FVU, L0 and
-    parameters at once. `ce_recovered` is empty for an encoder.
+    `groups[].best` is the winner of least FVU (of those trained to the end, if there are any); `groups[].winners` are all that were evaluated, and
+    `groups[].front` names the trials, of those trained to the end, that no other beats in FVU, L0
+    and parameters at once. `ce_recovered` is empty for an encoder.
     """
-    dense = SaeConfig(
-        d_model=session.shape.d_model, d_sae=session.cfg.sweep.d_sae, k=min(session.cfg.sweep.k)
-    )
+
+    def dense(d_sae: int) -> int:
+        return SaeConfig(d_model=session.shape.d_model, d_sae=d_sae, k=1).n_parameters
 
     def entry(result: Mapping[str, Any]) -> dict[str, Any]:
         layers = evaluations[result["trial"]]
         return {
             **{key: result[key] for key in _BEST},
+            "stopped_at": result.get("stopped_at"),
+            "dense_n_parameters": dense(result["d_sae"]),
             "ce_recovered": {
                 str(layer): r["ce_recovered"]
                 for layer, r in layers.items()
@@ -64,9 +68,9 @@ def summarise(
                 "id": group.id,
                 "layers": list(group.layers),
                 "max_distance": group.max_distance,
-                "best": min(mine, key=lambda winner: winner["fvu"]),
+                "best": min(mine, key=rank),
                 "winners": mine,
-                "front": front([r for r in results if r["group"] == group.id]),
+                "front": front([r for r in results if r["group"] == group.id and not rank(r)[0]]),
             }
         )
     return {
@@ -75,11 +79,12 @@ def summarise(
         "n_layers": session.shape.n_layers,
         "d_model": session.shape.d_model,
         "d_sae": session.cfg.sweep.d_sae,
-        "dense_n_parameters": dense.n_parameters,
+        "dense_n_parameters": dense(session.cfg.sweep.d_sae),
         "amad": groups.grouping.amad,
         "amad_curve": {str(g): value for g, value in groups.grouping.amad_curve.items()},
         "groups": by_group,
         "n_trials": len(results),
+        "n_stopped": sum(rank(result)[0] for result in results),
         "stage_seconds": session.run.stage_seconds(),
         "mlflow": session.tracker.identity(),
     }

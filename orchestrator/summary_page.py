@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.labels import encoder_label
+
 
 def show(console: Console, data: Mapping[str, Any]) -> None:
     """Print the result of a finished run."""
@@ -16,7 +18,8 @@ def show(console: Console, data: Mapping[str, Any]) -> None:
     for group in data["groups"]:
         for winner in group["winners"]:
             is_best = winner["trial"] == group["best"]["trial"]
-            share = winner["n_parameters"] / data["dense_n_parameters"]
+            dense = winner.get("dense_n_parameters", data["dense_n_parameters"])
+            share = winner["n_parameters"] / dense
             table.add_row(
                 f"{group['id']}{'*' if is_best else ' '}",
                 ", ".join(map(str, group["layers"])),
@@ -51,11 +54,3 @@ def _span(values: Collection[float]) -> str:
         return "-"
     low, high = f"{min(values):.3f}", f"{max(values):.3f}"
     return low if low == high else f"{low} .. {high}"
-
-
-def encoder_label(result: Mapping[str, Any]) -> str:
-    """`dense`, or the Kronecker shape as `kron 64x4x4`."""
-    if result["encoder"] == "dense":
-        return "dense"
-    other = "" if result["activation"] == "mand" else f" {result['activation']}"
-    return f"kron {result['h']}x{result['m']}x{result['n']}{other}"

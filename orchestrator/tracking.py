@@ -92,6 +92,8 @@ class Tracker:
             taken = int(folder.joinpath("result.json").stat().st_mtime * 1000)
             final = {f"final_{key}": result[key] for key in ("fvu", "l0", "dead_fraction")}
             sizes = {key: result[key] for key in ("n_parameters", "encoder_flops_per_token")}
+            if result.get("stopped_at") is not None:
+                sizes["stopped_at"] = result["stopped_at"]
             self._log(run_id, {}, [{"step": 0, "timestamp_ms": taken, **final, **sizes}])
             self._client.log_artifacts(run_id, str(folder / "sae"), "sae")
             self._client.set_terminated(run_id)

@@ -94,13 +94,16 @@ class FitConfig:
         if wrong:
             raise ValueError("\n".join(wrong))
 
+    def peak_lr(self, d_sae: int) -> float:
+        """`lr`, with the default resolved."""
+        return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
+
     def lr_at(self, step: int, n_steps: int, d_sae: int) -> float:
         """Learning rate of a step, counted from 0: warm-up, plateau, linear fall to 0."""
-        peak = self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
         warmup, decay = self.warmup_fraction * n_steps, self.decay_fraction * n_steps
         rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
         falling = min(1.0, (n_steps - step) / decay) if decay else 1.0
-        return peak * max(0.0, min(rising, falling))
+        return self.peak_lr(d_sae) * max(0.0, min(rising, falling))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from orchestrator import config_file
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL_RUN = {
@@ -51,13 +53,17 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 
 def harvested(finished: Path, folder: Path, **changes: object) -> Path:
-    """A configuration whose run has come as far as its training store: a copy of a finished run's."""
+    """A configuration whose run has come as far as its training store: a copy of a finished run's.
+
+    What is changed must come after that store.
+    """
     config = write_config(folder, **changes)
     there, run = finished.parent / "runs" / "small", folder / "runs" / "small"
     for part in ("tokens.zarr", "pilot.zarr", "validation.zarr", "train.zarr"):
         shutil.copytree(there / part, run / part)
-    for part in ("config.yaml", "groups.json", "rows.json"):
+    for part in ("groups.json", "rows.json"):
         shutil.copy(there / part, run / part)
+    (run / "config.yaml").write_text(config_file.dump(config_file.load(config)))
     return config
 
 

@@ -87,6 +87,33 @@ def test_a_trial_continued_from_a_checkpoint_ends_with_the_same_bits(
     assert steps[-1] == N_STEPS
 
 
+def test_a_trial_that_is_given_up_ends_at_that_step_with_a_result(trial: Trial):
+    whole = dataclasses.replace(trial, folder=trial.folder / "whole")
+    trainer = Trainer(whole)
+    trainer.advance(3)
+    trainer.advance(3)
+    whole.stop_at(6)
+    assert trainer.finished
+    assert trainer.advance(3)["step"] == 6
+    result = trainer.finish()
+    assert (result["stopped_at"], result["tokens"]) == (6, 6 * 32)
+    assert finish(trial)["stopped_at"] is None
+
+    # Given up while it was paused, or dead: trained as far as that, and no further.
+    late = dataclasses.replace(trial, folder=trial.folder / "late")
+    trainer = Trainer(late)
+    trainer.advance(3)
+    trainer.pause()
+    late.stop_at(6)
+    trainer = Trainer(late)
+    assert trainer.advance(0)["step"] == 3
+    assert not trainer.finished
+    same = finish(late, stride=100)
+    assert same["fvu"] == result["fvu"]
+    weights = "sae/sae.safetensors"
+    assert (late.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
+
+
 def test_checkpoints_come_by_the_clock(trial: Trial):
     eager = dataclasses.replace(trial, checkpoint_seconds=1e-9)
     trainer = Trainer(eager)
@@ -106,3 +133,6 @@ def test_settings_tell_the_shape_and_its_cost(trial: Trial):
     assert math.isclose(settings["n_parameters"], 3 * 4 * 7 + 12 * 6 + 6)
     assert trial.settings()["encoder"] == "dense"
     assert trial.settings()["h"] is None
+    assert trial.settings()["lr"] == 1e-2
+    default = dataclasses.replace(trial, fit=FitConfig())
+    assert default.settings()["lr"] == pytest.approx(2e-4 / math.sqrt(12 / 2**14))

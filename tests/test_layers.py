@@ -20,7 +20,7 @@ MAY_IMPORT = {
     },
     "orchestrator": {
         *("sae", "storage", "actors"),
-        *("ray", "mlflow", "pydantic", "yaml", "rich", "matplotlib", "jinja2", "psutil"),
+        *("ray", "optuna", "mlflow", "pydantic", "yaml", "rich", "matplotlib", "jinja2", "psutil"),
         *("numpy", "torch", "scipy"),
     },
 }

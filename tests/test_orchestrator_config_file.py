@@ -94,7 +94,7 @@ def test_a_fault_does_not_cause_others_that_only_follow_from_it(tmp_path: Path):
         ({"sweep": {"d_sae": 64, "k": [-1, 0]}}, "sweep.k[0]: -1", 2),
         (
             {"sweep": {"d_sae": 64, "k": [4], "encoders": [{"h": 4, "m": 4, "n": 4, "z": 1}]}},
-            "sweep.encoders[0].z: is not a setting; known here: activation, h, m, n",
+            "sweep.encoders[0].z: is not a setting; known here: activation, h, kron, m, n",
             1,
         ),
         (

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from actors.language_model import describe
 from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.estimate import estimate
-from orchestrator.plan import plan, refuse_what_cannot_fit
+from orchestrator.plan import Plan, plan, refuse_what_cannot_fit
 from orchestrator.rounding import int8_cost, told
 from storage.activations import ActivationStore
 from storage.places import place
@@ -104,6 +105,37 @@ def test_the_time_is_what_there_is_to_do_over_the_rates_that_were_measured(cfg: 
     busy = sum(trained / rate for rate in found.step_rates.values())
     assert found.sweep == pytest.approx(busy / figures.n_actors["trainer"])
     assert found.total > max(found.harvest, found.sweep, found.evaluate) > 0
+
+
+def test_a_space_is_counted_trial_by_trial_and_at_its_largest(cfg: RunConfig):
+    shape = describe(cfg.model)
+
+    def of(**settings: object) -> Plan:
+        raw = yaml.safe_load(config_file.dump(cfg))
+        raw["sweep"] |= settings
+        return plan(config_file.parse(raw, "test"), shape)
+
+    narrow, wide = of(encoders=["dense"]), of(encoders=["dense"], d_sae=512)
+    both = of(encoders=["dense"], vary={"d_sae": [256, 512]})
+    assert both.n_trials == narrow.n_trials + wide.n_trials == 4
+    assert both.disk_bytes["trials"] == narrow.disk_bytes["trials"] + wide.disk_bytes["trials"]
+    assert both.actors == wide.actors
+    larger = of(vary={"train": {"batch_tokens": [512, 4096]}})
+    assert larger.actors["trainer"].host > narrow.actors["trainer"].host
+
+    one = of(encoders=["dense"], groups={1: {"k": [8, 16]}})
+    assert one.n_trials == 3
+
+    sizes = {"d_sae": {"min": 256, "max": 512}}
+    for method in ("random", "optuna"):
+        search = {"method": method, "trials": 5}
+        found = of(encoders=["dense"], vary=sizes, search=search)
+        assert found.n_trials == 10
+        assert found.actors == wide.actors
+        most = 5 * wide.disk_bytes["trials"]
+        assert found.disk_bytes["trials"] == (
+            pytest.approx(most, rel=0.5) if method == "random" else most
+        )
 
 
 def test_what_int8_would_cost_is_what_it_costs(tmp_path: Path):

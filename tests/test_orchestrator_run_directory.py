@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json
+from orchestrator.sweep_config import StopConfig
 
 
 @pytest.fixture
@@ -83,6 +85,25 @@ def test_the_devices_a_model_is_spread_over_may_change(cfg: RunConfig):
     RunDirectory.claim(cfg).tokens.write("zarr.json", [b"{}"])
     model = dataclasses.replace(cfg.model, device_map="auto")
     RunDirectory.claim(dataclasses.replace(cfg, model=model))
+
+
+def test_a_configuration_written_before_a_setting_was_there_is_the_same(cfg: RunConfig):
+    run = RunDirectory.claim(cfg)
+    run.tokens.write("zarr.json", [b"{}"])
+    old = yaml.safe_load(run.config.read_text())
+    del old["hygiene"], old["sweep"]["stop"], old["sweep"]["search"], old["model"]["site"]
+    run.config.write_text(yaml.safe_dump(old))
+    RunDirectory.claim(cfg)
+    assert "stop:" in run.config.read_text()
+
+    run.config.write_text(yaml.safe_dump(old))
+    stopping = dataclasses.replace(cfg.sweep, stop=StopConfig(method="asha"))
+    with pytest.raises(UserError, match=r"sweep\.stop\.method: 'none' there, 'asha' now"):
+        RunDirectory.claim(dataclasses.replace(cfg, sweep=stopping))
+
+    run.config.write_text(yaml.safe_dump({**old, "a_setting_of_old": 1}))
+    with pytest.raises(UserError, match=r"a_setting_of_old: 1 there, None now"):
+        RunDirectory.claim(cfg)
 
 
 def test_a_folder_with_other_files_is_not_taken_over(cfg: RunConfig):

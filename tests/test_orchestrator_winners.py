@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.summary import front
-from orchestrator.sweep import winners
+from orchestrator.winners import winners
 
 
 def result(
@@ -32,6 +32,15 @@ def test_every_k_of_every_group_has_a_winner():
 
 def test_or_every_group_has_one():
     assert names(winners(RESULTS, "lowest_fvu")) == ["c", "e"]
+
+
+def test_a_trial_that_was_given_up_wins_only_where_no_other_is():
+    given_up = {**result("early", 0, 8, 0.01), "stopped_at": 5}
+    alone = {**result("alone", 0, 64, 0.01), "stopped_at": 5}
+    assert names(winners([given_up, *RESULTS, alone], "lowest_fvu_per_k")) == [
+        *("b", "c", "alone", "e", "f")
+    ]
+    assert names(winners([alone, given_up, *RESULTS], "lowest_fvu")) == ["c", "e"]
 
 
 def test_the_front_leaves_out_what_another_trial_beats():

@@ -107,6 +107,10 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     for trial in trials:
         result = json.loads((run_dir / "trials" / trial.info.run_name / "result.json").read_text())
         assert trial.data.params["k"] == "8"
+        assert trial.data.params["d_sae"] == "256"
+        assert trial.data.params["lr"] == "0.001"
+        assert trial.data.params["prefixes"] == "[]"
+        assert trial.data.params["auxk_coefficient"] == "0.03125"
         assert trial.data.metrics["final_fvu"] == pytest.approx(result["fvu"])
         steps = [m.step for m in client.get_metric_history(trial.info.run_id, "fvu")]
         assert len(steps) >= 10

@@ -1,0 +1,92 @@
+"""The autoencoders that a sweep trains on a group, as validated objects with a name each."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from actors.trainer import encoder_settings
+from orchestrator.config import RunConfig
+from orchestrator.labels import encoder_label
+from orchestrator.space import Choice, Space, fit_config, sae_config
+from sae.config import SaeConfig
+from sae.fit import FitConfig
+
+PATIENCE = 1000
+"""Draws for each trial that is wanted: a narrow range may hold fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One autoencoder and its training."""
+
+    id: str
+    """Unique in the run, for instance `g0-k16-kron-128x2x4-batch_topk-lr0.001`."""
+
+    group: int
+    sae: SaeConfig
+    fit: FitConfig
+
+
+def candidate(
+    cfg: RunConfig, group: int, k: int, space: Space, choice: Choice, d_model: int
+) -> Candidate:
+    """A combination of a group's space, with a name that tells what varies."""
+    sae = sae_config(choice, k, d_model)
+    encoder = encoder_label(encoder_settings(sae.encoder)).replace(" ", "-")
+    return Candidate(
+        id=f"g{group}-k{k}-{encoder}-{sae.selection}{space.label(choice)}",
+        group=group,
+        sae=sae,
+        fit=fit_config(choice, cfg.train),
+    )
+
+
+def candidates(cfg: RunConfig, group: int, d_model: int) -> Iterator[Candidate]:
+    """All of a group, in a fixed order: the grid, or the draws that the seed decides.
+
+    What Optuna suggests is not known beforehand: of it there is nothing here.
+    """
+    k, space = cfg.sweep.of_group(group)
+    for number, _ in k.ends:
+        if cfg.sweep.search.method == "grid":
+            choices = space.grid()
+            yield from (candidate(cfg, group, number, space, c, d_model) for c in choices)
+        elif cfg.sweep.search.method == "random":
+            yield from _drawn(cfg, group, number, space, d_model)
+
+
+def _drawn(cfg: RunConfig, group: int, k: int, space: Space, d_model: int) -> Sequence[Candidate]:
+    wanted = cfg.sweep.search.trials or 0
+    found: dict[str, Candidate] = {}
+    for choice in islice(space.draws(Random(f"{cfg.seed}/{group}/{k}")), wanted * PATIENCE):
+        drawn = candidate(cfg, group, k, space, choice, d_model)
+        found.setdefault(drawn.id, drawn)
+        if len(found) == wanted:
+            break
+    return list(found.values())
+
+
+def n_candidates(cfg: RunConfig, group: int) -> int:
+    """How many autoencoders are trained on a group; with narrow ranges the most there can be."""
+    k, space = cfg.sweep.of_group(group)
+    return len(k.ends) * (
+        cfg.sweep.search.trials or math.prod(len(a.ends) for a in space.axes.values())
+    )
+
+
+def corners(cfg: RunConfig, d_model: int, group: int | None = None) -> Iterator[SaeConfig]:
+    """The autoencoders of a group (or of all) in which every range is at one of its ends."""
+    kinds = cfg.sweep.kinds() if group is None else [cfg.sweep.of_group(group)]
+    for k, space in kinds:
+        for number, _ in k.ends:
+            for choice in space.without_training().grid():
+                yield sae_config(choice, number, d_model)
+
+
+def largest_batch(cfg: RunConfig) -> int:
+    """Tokens of the largest batch that any trial trains on."""
+    axes = (space.axes.get("train.batch_tokens") for _, space in cfg.sweep.kinds())
+    sizes = [size for axis in axes if axis for size, _ in axis.ends]
+    return max(sizes, default=cfg.train.batch_tokens)
