@@ -24,6 +24,15 @@ os.environ.update(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`make test`), one of them does all whole runs: each takes the machine's cores."""
+    for item in items:
+        if item.path.name.startswith(
+            ("test_run_", "test_tracking_outage")
+        ) or "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("runs"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared models, data and published results beside the checkout."""
