@@ -8,7 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,12 @@ class BulkFile:
         self._memory = mmap.mmap(-1, STAGE_BYTES)  # begins where a block does, as the disk asks
         self._stage = np.frombuffer(self._memory, np.uint8)
         self._filled = 0
+
+    def written(self, parts: Iterable[Bytes]) -> Iterator[Bytes]:
+        """Write parts one after the other; yields each when it is written."""
+        for part in parts:
+            self.write(part)
+            yield part
 
     def write(self, part: Bytes) -> None:
         """Add bytes at the end."""

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
+import xxhash
 
 from storage.bulk_file import BulkFile, Bytes
 from storage.errors import StoreError
@@ -22,8 +22,20 @@ class FileRecord:
     n_bytes: int
     """Its length."""
 
-    crc32c: str
-    """Checksum over all its bytes, eight hexadecimal digits."""
+    xxh3: str
+    """XXH3 of all its bytes, in 64 bits, as hexadecimal digits.
+
+    Not their crc32c: chunks stand before their own, and whatever they hold, both together have the same.
+    """
+
+    @classmethod
+    def of(cls, parts: Iterable[Bytes]) -> "FileRecord":
+        """Of a file that is these parts, one after the other."""
+        n_bytes, digest = 0, xxhash.xxh3_64()
+        for part in parts:
+            n_bytes += len(part)
+            digest.update(part)  # pyright: ignore[reportArgumentType] (a buffer, from 3.12 on)
+        return cls(n_bytes=n_bytes, xxh3=digest.hexdigest())
 
 
 def write_file(path: Path, parts: Iterable[Bytes]) -> FileRecord:
@@ -45,20 +57,16 @@ def _write(path: Path, parts: Iterable[Bytes]) -> FileRecord:
     for leftover in path.parent.glob(f"{path.name}.*.partial"):
         leftover.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    n_bytes, checksum = 0, 0
     try:
         with closing(BulkFile(partial)) as file:
-            for part in parts:
-                file.write(part)
-                n_bytes += len(part)
-                checksum = google_crc32c.extend(checksum, part)
+            record = FileRecord.of(file.written(parts))
             file.sync()
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
-    return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
+    return record
 
 
 @contextmanager
@@ -83,19 +91,6 @@ def read_parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while part := file.read(_PART_BYTES):
             yield part
-
-
-def record_of(path: Path) -> FileRecord:
-    """Length and checksum of a file as it is now.
-
-    Raises:
-        OSError: If it can't be read.
-    """
-    n_bytes, checksum = 0, 0
-    for part in read_parts(path):
-        n_bytes += len(part)
-        checksum = google_crc32c.extend(checksum, part)
-    return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
 
 
 def is_cached(path: Path, offset: int) -> bool:

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import google_crc32c
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
@@ -87,15 +86,14 @@ class ObjectPlace(Place):
     def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write an object, which appears when all of it is there."""
         data = list(parts)
-        checksum = 0
-        for part in data:
-            checksum = google_crc32c.extend(checksum, part)
-        n_bytes = sum(map(len, data))
+        record = FileRecord.of(data)
         try:
-            self._ask("write", name, lambda: self._put(name, data, n_bytes), also=FileNotFoundError)
+            self._ask(
+                "write", name, lambda: self._put(name, data, record.n_bytes), also=FileNotFoundError
+            )
         except FileNotFoundError as error:
             raise self._fault("write", name, error) from None
-        return FileRecord(n_bytes=n_bytes, crc32c=f"{checksum:08x}")
+        return record
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None if there is none."""
@@ -106,8 +104,7 @@ class ObjectPlace(Place):
 
     def record(self, name: str) -> FileRecord:
         """Length and checksum of an object as it is now."""
-        data = self.read(name)
-        return FileRecord(n_bytes=len(data), crc32c=f"{google_crc32c.value(data):08x}")
+        return FileRecord.of([self.read(name)])
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of all objects below this place."""

@@ -14,7 +14,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from storage.bulk_file import Bytes
-from storage.files import FileRecord, record_of, sync, write_file
+from storage.files import FileRecord, read_parts, sync, write_file
 
 
 class Place(ABC):
@@ -155,7 +155,7 @@ class LocalPlace(Place):
 
     def record(self, name: str) -> FileRecord:
         """Length and checksum of a file as it is now."""
-        return record_of(self.folder / name)
+        return FileRecord.of(read_parts(self.folder / name))
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of all files below this place."""

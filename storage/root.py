@@ -15,7 +15,7 @@ from storage.errors import StoreError
 from storage.files import FileRecord
 from storage.places import Place
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a program that knows only the former would misread a store."""
 
 NAME = "zarr.json"

@@ -7,7 +7,7 @@ from storage.layout import StoreSpec
 from storage.metadata import metadata_bytes
 from storage.shards import CHECKSUM_BYTES, shard_file_bytes
 
-_SOME_CRC, _SOME_NORM = "01234567", 123456.0123456789
+_SOME_HASH, _SOME_NORM = "0123456789abcdef", 123456.0123456789
 
 
 def store_bytes(spec: StoreSpec) -> dict[str, int]:
@@ -45,7 +45,7 @@ def _commit_bytes(spec: StoreSpec) -> int:
         shard=0,
         rows=spec.shard_rows,
         files=dict.fromkeys(
-            spec.shard_files(0), FileRecord(n_bytes=spec.shard_bytes(0), crc32c=_SOME_CRC)
+            spec.shard_files(0), FileRecord(n_bytes=spec.shard_bytes(0), xxh3=_SOME_HASH)
         ),
         layers=dict.fromkeys(spec.layers, totals),
     )

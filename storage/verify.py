@@ -17,6 +17,8 @@ from storage.root import NAME, Root, read_root
 from storage.shards import chunk_places, without_checksum
 from storage.tokens import CHUNKS_PER_SHARD
 
+_DAMAGED, _ANOTHER = "its checksum does not match", "it is not the file that was written"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
@@ -126,11 +128,7 @@ class Verification:
             if found.n_bytes != check.record.n_bytes:
                 what = f"it has {found.n_bytes} bytes, not the {check.record.n_bytes} written"
             else:
-                what = "its bytes are not those that were written"
-                if check.chunks_per_shard:
-                    chunks, what = _located(self.place.read(check.file), check.chunks_per_shard)
-                elif check.shard is not None:
-                    chunks = (0,)
+                chunks, what = _located(self.place.read(check.file), check)
         except OSError as error:
             return Damage(
                 file=check.file,
@@ -141,13 +139,18 @@ class Verification:
         return Damage(file=check.file, shard=check.shard, chunks=chunks, what=what)
 
 
-def _located(data: bytes, chunks_per_shard: int) -> tuple[tuple[int, ...], str]:
-    """Which chunks of a shard are damaged, told by the index and the checksum of each."""
-    places = chunk_places(data, chunks_per_shard)
+def _located(data: bytes, check: _Check) -> tuple[tuple[int, ...], str]:
+    """Which chunks of a file are damaged, told by its index, if it has one, and the checksum of each."""
+    if check.shard is None:
+        return (), "its bytes are not those that were written"
+    if not check.chunks_per_shard:
+        damaged = without_checksum(data) is None
+        return (0,) if damaged else (), _DAMAGED if damaged else _ANOTHER
+    places = chunk_places(data, check.chunks_per_shard)
     if places is None:
         return (), "the index of its chunks is damaged"
-    chunks = (i for i, (a, b) in enumerate(places) if without_checksum(data[a:b]) is None)
-    return tuple(chunks), "its checksum does not match"
+    chunks = tuple(i for i, (a, b) in enumerate(places) if without_checksum(data[a:b]) is None)
+    return chunks, _DAMAGED if chunks else _ANOTHER
 
 
 def _root_check(file: str, record: FileRecord) -> _Check:

@@ -12,7 +12,16 @@ MAY_IMPORT = {
     # scipy only inside dictionary_mcc, triton only inside kernels: a notebook needs torch alone.
     "sae": {"torch", "safetensors", "jaxtyping", "scipy", "triton"},
     # torch only where rows are encoded and gathered: numpy rounds to float16 one by one.
-    "storage": {"numpy", "torch", "zarr", "numcodecs", "obstore", "google_crc32c", "jaxtyping"},
+    "storage": {
+        "numpy",
+        "torch",
+        "zarr",
+        "numcodecs",
+        "obstore",
+        "google_crc32c",
+        "xxhash",
+        "jaxtyping",
+    },
     "actors": {
         *("sae", "storage"),
         *("torch", "numpy", "scipy", "transformers", "tokenizers", "datasets", "huggingface_hub"),

@@ -293,14 +293,14 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     store = ActivationStore.create(tmp_path / "s", small_spec())
     root = store.place.folder / "zarr.json"
     metadata = json.loads(root.read_text())
-    metadata["attributes"]["strata_format"] = 2
+    metadata["attributes"]["strata_format"] = 3
     root.write_text(json.dumps(metadata))
-    with pytest.raises(StoreError, match="format version 2, and this Strata reads 1"):
+    with pytest.raises(StoreError, match="format version 3, and this Strata reads 2"):
         ActivationStore.open(store.place.folder)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"attributes": {}}', '{"attributes": {"strata_format": 1}}']
+    "text", ["", "[]", '{"attributes": {}}', '{"attributes": {"strata_format": 2}}']
 )
 def test_a_folder_that_is_no_store_is_named(tmp_path, text):
     (tmp_path / "zarr.json").write_text(text)

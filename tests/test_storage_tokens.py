@@ -92,8 +92,8 @@ def test_a_folder_that_is_no_token_store_is_refused(tmp_path: Path):
 
 def test_another_format_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
-    monkeypatch.setattr(root, "FORMAT_VERSION", 2)
-    with pytest.raises(StoreError, match="format version 1, and this Strata reads 2"):
+    monkeypatch.setattr(root, "FORMAT_VERSION", 3)
+    with pytest.raises(StoreError, match="format version 2, and this Strata reads 3"):
         TokenStore.open(tmp_path / "tokens.zarr")
 
 

@@ -97,6 +97,16 @@ def test_any_flipped_bit_is_found_and_none_changes_the_numbers_that_training_rea
     assert verified(path) == []
 
 
+@pytest.mark.parametrize("array", ["groups/0/x/c/{}/0", "token_id/c/{}"])
+def test_a_file_that_is_another_one_of_the_store_is_found(tmp_path: Path, array: str):
+    """Each of its chunks is sound, and its length is that of the other."""
+    path = filled_store(tmp_path / "s", SPEC).place.folder
+    (path / array.format(1)).write_bytes((path / array.format(0)).read_bytes())
+    (damage,) = verified(path)
+    assert (damage.file, damage.shard) == (array.format(1), 1)
+    assert damage.what == "it is not the file that was written"
+
+
 def test_damage_is_named_by_array_shard_and_chunk(tmp_path: Path):
     path = filled_store(tmp_path / "s", SPEC).place.folder
     chunk_bytes = SPEC.chunk_rows * SPEC.d_model * 4 + 4
@@ -111,7 +121,7 @@ def test_damage_is_named_by_array_shard_and_chunk(tmp_path: Path):
     assert told == {
         "groups/1/x, shard 2, chunk 1: its checksum does not match (groups/1/x/c/2/0)",
         "groups/0/x, shard 1: the index of its chunks is damaged (groups/0/x/c/1/0)",
-        "token_id, shard 3, chunk 0: its bytes are not those that were written (token_id/c/3)",
+        "token_id, shard 3, chunk 0: its checksum does not match (token_id/c/3)",
         "groups/0/norm, shard 0: it can't be read (No such file or directory) (groups/0/norm/c/0)",
         "position, shard 0: it has 4 bytes, not the 64 written (position/c/0)",
     }
