@@ -50,11 +50,13 @@ class Journal:
     def note_stage(
         self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Keep what a stage came to; returns its entry, with the time it has in the journal."""
-        noted = {"params": dict(params), "metrics": dict(metrics)}
-        there = self.stages.get(name, {})
-        if any(there.get(part) != noted[part] for part in noted):
-            self.stages[name] = {**noted, "timestamp_ms": now_ms()}
+        """Keep what a stage came to; returns its entry, the one that is there if its figures are these."""
+        if name not in self.stages or self.stages[name]["metrics"] != metrics:
+            self.stages[name] = {
+                "params": dict(params),
+                "metrics": dict(metrics),
+                "timestamp_ms": now_ms(),
+            }
             write_json(self._file, self._data)
         return self.stages[name]
 

@@ -14,6 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from orchestrator.errors import UserError
 
 KEY = "strata.key"
+KIND = "custom_model_development"  # what MLflow's pages call "Model training"
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's limits for one request
 MAX_PARAM_CHARACTERS = 6000
 
@@ -59,7 +60,7 @@ class RunTree:
         self.experiment_id = (
             found.experiment_id
             if found
-            else client.create_experiment(experiment, artifact_location=artifacts)
+            else client.create_experiment(experiment, artifacts, {"mlflow.experimentKind": KIND})
         )
         self._tags: dict[str, str] = {}
         self._children: dict[str, TrackedRun] = {}

@@ -29,7 +29,7 @@ PROGRESS_SECONDS = 10.0
 """A trial's new figures are told together, at most so often."""
 
 NUMBERS = (
-    *("group", "k", "h", "m", "n", "d_sae", "lr"),
+    *("group", "k", "h", "m", "n", "d_sae"),
     *("n_parameters", "encoder_parameters", "encoder_flops_per_token"),
 )
 """Settings that are metrics too: MLflow's parameters are text and can't be compared as numbers."""

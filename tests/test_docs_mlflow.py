@@ -82,9 +82,8 @@ def test_there_are_ten_questions_each_with_its_search():
     assert all(len(BLOCK.findall(text)) == 1 for text in QUESTIONS.values())
 
 
-def test_1_which_runs_there_are(asked: Callable[[int], str], folder: Path):
-    row = next(line for line in asked(1).splitlines() if "finished" in line)
-    assert str(folder / "runs" / "small") in row
+def test_1_which_runs_there_are(asked: Callable[[int], str]):
+    row = next(line for line in asked(1).splitlines() if " finished " in line)
     assert re.search(r"finished.* 2 .* 4 .*0\.\d{4}.*0\.\d{4}", row), row
 
 
@@ -161,4 +160,4 @@ def test_10_the_best_of_a_group_can_be_used(asked: Callable[[int], Names], summa
     names = asked(10)
     assert names["facts"]["trial"] == summary["groups"][0]["best"]["trial"]
     x, layers = torch.randn(5, 128), torch.full((5,), summary["groups"][0]["layers"][0])
-    assert names["autoencoder"].reconstruct(x, layers).shape == x.shape
+    assert names["autoencoder"].reconstruct(x, layers).x_hat.shape == x.shape

@@ -163,6 +163,7 @@ print(tracker.identity()["parent_run_id"])
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.crash
 def test_two_runs_tell_one_sqlite_file_at_once(run: RunDirectory):
     other = run.path.parent / "other"
     shutil.copytree(run.path, other)
