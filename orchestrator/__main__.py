@@ -35,12 +35,21 @@ def parser() -> argparse.ArgumentParser:
         "demo", help="the whole job on the embedded model and corpus, in minutes"
     )
     _add_set(demo)
-    runs = verbs.add_parser("runs", help="list the runs that MLflow knows")
+    runs = verbs.add_parser("runs", help="list the runs that MLflow knows, or their trials")
     ui = verbs.add_parser("ui", help="open MLflow's pages on the right store")
     for sub in (runs, ui):
         sub.add_argument(
             "config", type=Path, nargs="?", help="a YAML file or run directory; by default ./runs"
         )
+    runs.add_argument(
+        "--trials", action="store_true", help="list trials: those of the run, or of all in ./runs"
+    )
+    runs.add_argument(
+        "--filter", help='a search in MLflow\'s syntax, such as "metrics.final_fvu < 0.1"'
+    )
+    runs.add_argument(
+        "--json", action="store_true", help="everything MLflow knows of them, as JSON"
+    )
     ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: %(default)s)")
     return main
 

@@ -91,8 +91,12 @@ def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:
 
 def dump(cfg: RunConfig) -> str:
     """The configuration as YAML, every default written out."""
-    data = TypeAdapter(RunConfig).dump_python(cfg, mode="json")
-    return yaml.safe_dump(data, sort_keys=False)
+    return yaml.safe_dump(as_data(cfg), sort_keys=False)
+
+
+def as_data(cfg: RunConfig) -> dict[str, Any]:
+    """The configuration as plain dictionaries and lists, every default written out."""
+    return TypeAdapter(RunConfig).dump_python(cfg, mode="json")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

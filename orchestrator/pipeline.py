@@ -41,8 +41,8 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    if directory.summary.is_file():  # finished now, or before and only mended
-        tracker.finish("FINISHED")
+    # Finished now, or before and only mended; otherwise it waits to be continued.
+    tracker.finish("FINISHED" if directory.summary.is_file() else "SCHEDULED")
     return directory
 
 
@@ -69,6 +69,7 @@ def _stages(session: Session, pool: Pool, until: int) -> None:
     data = summary.summarise(session, groups, results, best, evaluations)
     write_report(run, groups, results, data)
     summary.track(session, results, data)
+    session.tracker.winners(data["groups"])
     session.tracker.finish("FINISHED")
     data["mlflow"]["complete"] = session.tracker.complete
     write_json(run.summary, data)

@@ -1,4 +1,4 @@
-"""Questions to MLflow: which runs there are, and the server of its pages."""
+"""Questions to MLflow: which runs and trials there are, and the server of its pages."""
 
 import os
 import socket
@@ -6,42 +6,82 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from rich.console import Console
+from rich.table import Table
 
 from orchestrator.errors import UserError
+from orchestrator.labels import encoder_label
+from orchestrator.tracking_uri import credentials, is_outage, is_refused, shown, why
+
+Found = dict[str, Any]
+"""A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
 
 
-def known_runs(uri: str) -> Iterator[tuple[str, ...]]:
-    """Parent runs, newest first: name, experiment, status, start, groups, trials, FVU, CE recovered.
+def find(uri: str, kind: str, where: str | None, run_dir: Path | None) -> list[Found]:
+    """Runs (`kind` is `run`) newest first, or trials (`trial`), the best of each k of a group first.
+
+    Args:
+        uri: Of the store or server.
+        kind: What MLflow's tag of that name says.
+        where: A search in MLflow's syntax that they must meet.
+        run_dir: Only trials of the run there.
 
     Raises:
-        UserError: If there is no store at the address.
+        UserError: If there is no store at the address, it does not answer, or `where` is no search.
     """
-    from mlflow import MlflowClient
-
-    from orchestrator.tracking import RUN_DIR
-
     _check_exists(uri)
-    client = MlflowClient(tracking_uri=uri)
-    experiments = {e.experiment_id: e.name for e in client.search_experiments()}
-    found = client.search_runs(
-        list(experiments), f"tags.`{RUN_DIR}` LIKE '%'", order_by=["attributes.start_time DESC"]
-    )
+    parts = [f"tags.kind = '{kind}'", "tags.run_dir LIKE '%'"]
+    if run_dir is not None:
+        parts.append(f"tags.run_dir = '{run_dir}'")
+    if where:
+        parts.append(where)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+        runs = list(_search(client, list(experiments), " and ".join(parts)))
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        raise _refusal(error, uri, where) from None
+    found = [_as_json(run, experiments[run.info.experiment_id]) for run in runs]
+    return sorted(found, key=_place) if kind == "trial" else found
+
+
+def run_table(uri: str, found: list[Found]) -> Table:
+    """Runs for people."""
+    columns = ("run", "experiment", "status", "started", "groups", "trials", "best FVU")
+    table = _table(f"Runs in {shown(uri)}", (*columns, "CE recovered"), right=("groups", "trials"))
     for run in found:
-        metrics = run.data.metrics
-        started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
-        yield (
-            run.data.tags[RUN_DIR],
-            experiments[run.info.experiment_id],
-            run.info.status.lower(),
-            started,
-            *(f"{metrics[key]:.0f}" if key in metrics else "" for key in ("n_groups", "n_trials")),
-            *(
-                f"{metrics[key]:.4f}" if key in metrics else ""
-                for key in ("mean_best_fvu", "worst_ce_recovered")
-            ),
+        metrics = run["metrics"]
+        table.add_row(
+            *(run["tags"]["run_dir"], run["experiment"], run["status"].lower()),
+            datetime.fromisoformat(run["started"]).strftime("%Y-%m-%d %H:%M"),
+            *(_figure(metrics, key, ".0f") for key in ("n_groups", "n_trials")),
+            *(_figure(metrics, key, ".4f") for key in ("mean_best_fvu", "worst_ce_recovered")),
         )
+    return table
+
+
+def trial_table(uri: str, found: list[Found]) -> Table:
+    """Trials for people."""
+    columns = ("run", "trial", "status", "group", "encoder", "k", "FVU", "L0", "encoder parameters")
+    numbers = ("group", "k", "FVU", "L0", "encoder parameters")
+    table = _table(f"Trials in {shown(uri)}", columns, right=numbers)
+    for trial in found:
+        metrics, params = trial["metrics"], trial["params"]
+        table.add_row(
+            *(Path(trial["tags"]["run_dir"]).name, trial["name"], trial["status"].lower()),
+            *(params.get("group", ""), encoder_label(params) if "encoder" in params else ""),
+            params.get("k", ""),
+            *(_figure(metrics, "final_fvu", ".4f"), _figure(metrics, "final_l0", ".1f")),
+            _figure(metrics, "encoder_parameters", ",.0f"),
+        )
+    return table
 
 
 def serve(uri: str, port: int, console: Console) -> None:
@@ -51,7 +91,7 @@ def serve(uri: str, port: int, console: Console) -> None:
         UserError: If there is no store, or something listens on the port already.
     """
     if uri.startswith(("http:", "https:")):
-        console.print(f"The tracking server has pages of its own: {uri}", highlight=False)
+        console.print(f"The tracking server has pages of its own: {shown(uri)}", highlight=False)
         return
     _check_exists(uri)
     with socket.socket() as probe:
@@ -60,6 +100,68 @@ def serve(uri: str, port: int, console: Console) -> None:
     console.print(f"MLflow's pages: http://127.0.0.1:{port}  (Ctrl-C ends them)", highlight=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
+
+
+def _search(client: MlflowClient, experiments: list[str], query: str) -> Iterator[Run]:
+    token = None
+    while True:
+        order = ["attributes.start_time DESC"]
+        page = client.search_runs(experiments, query, order_by=order, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _as_json(run: Run, experiment: str) -> Found:
+    ended = run.info.end_time
+    return {
+        "run_id": run.info.run_id,
+        "name": run.info.run_name,
+        "experiment": experiment,
+        "status": run.info.status,
+        "started": _time(run.info.start_time),
+        "ended": _time(ended) if ended else None,
+        "params": dict(run.data.params),
+        "metrics": dict(run.data.metrics),
+        "tags": {key: tag for key, tag in run.data.tags.items() if "mlflow." not in key},
+    }
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat("T", "seconds")
+
+
+def _place(trial: Found) -> tuple[str, float, float, float]:
+    metrics = trial["metrics"]
+    of_kind = [metrics.get(key, float("inf")) for key in ("group", "k", "final_fvu")]
+    return trial["tags"]["run_dir"], *of_kind
+
+
+def _refusal(error: Exception, uri: str, where: str | None) -> UserError:
+    if is_refused(error):
+        return UserError(credentials(error, uri))
+    wrong = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
+    if where and wrong:
+        return UserError(
+            f"--filter: {where!r} is no search that MLflow takes ({why(error)}); it takes comparisons "
+            "of params.X (text, in quotes), metrics.X and tags.X joined by `and`, such as "
+            "\"params.k = '16' and metrics.final_fvu < 0.1\": correct it (docs/mlflow.md has ten)"
+        )
+    return UserError(
+        f"{shown(uri)} does not answer ({why(error)}); start the server, or correct tracking.uri"
+    )
+
+
+def _table(title: str, columns: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def _figure(metrics: dict[str, float], key: str, form: str) -> str:
+    return format(metrics[key], form) if key in metrics else ""
 
 
 def _check_exists(uri: str) -> None:

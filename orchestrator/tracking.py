@@ -1,35 +1,38 @@
-"""MLflow: one parent run per run directory, a child per stage and per trial.
+"""MLflow: one parent run per run directory, a child per stage and per trial (docs/mlflow.md).
 
-The run directory is the record; MLflow is told. Runs are looked up by tag before they are made, and
-metrics carry the time at which they were taken, so telling MLflow the same thing twice changes
-nothing. When it stops answering, training goes on, and the next call tells it what it missed.
+The run directory is the record; MLflow is told, by the driver alone and in a thread of its own: no
+trainer waits for it, nor does Ray Tune. When it stops answering, training goes on, and the next call
+tells it what it missed.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from orchestrator.config import RunConfig
-from orchestrator.errors import UserError
-from orchestrator.run_directory import RunDirectory, write_json
+from orchestrator.journal import Journal
+from orchestrator.registry import model_name, register_best
+from orchestrator.run_directory import RunDirectory, read_json, write_json
+from orchestrator.run_tags import run_tags
+from orchestrator.run_tree import RunTree
+from orchestrator.speaker import Speaker
+from orchestrator.system_metrics import SystemMetrics, system_rows
+from orchestrator.tracking_uri import check_file, default_uri, is_outage, refusal, shown, why
 
-RETRY_SECONDS = 60.0
-KEY, RUN_DIR = "strata.key", "strata.run_dir"
-MAX_PARAM_CHARACTERS = 6000
+PROGRESS_SECONDS = 10.0
+"""A trial's new figures are told together, at most so often."""
 
-
-def default_uri(run_dir: Path) -> str:
-    """One SQLite file for all runs that lie beside each other, so that they can be compared."""
-    return f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+NUMBERS = (
+    *("group", "k", "h", "m", "n", "d_sae"),
+    *("n_parameters", "encoder_parameters", "encoder_flops_per_token"),
+)
+"""Settings that are metrics too: MLflow's parameters are text and can't be compared as numbers."""
 
 
 class Tracker:
@@ -39,218 +42,201 @@ class Tracker:
         """Find or make the run's parent run.
 
         Raises:
-            UserError: If the tracking server does not answer. Nothing has been started then.
+            UserError: If the tracking server does not answer, or refuses. Nothing has been started then.
         """
         self.uri = cfg.tracking.uri or default_uri(run.path)
         self.experiment = cfg.name
         self._run, self._console = run, console
-        self._silent_until = 0.0
-        self._speaker = ThreadPoolExecutor(1, "mlflow")
-        _check_file(self.uri)
-        self._told: dict[str, int] = {}
-        self.complete = True
+        check_file(self.uri)
+        self._journal = Journal(run.path / "mlflow.json")
+        local = self.uri.startswith("sqlite:")
+        artifacts = (run.path.parent / "mlartifacts").as_uri() if local else None
         try:
             self._client = MlflowClient(tracking_uri=self.uri)
-            self._experiment_id = self._find_experiment()
-            self.parent_run_id = self._find_parent(cfg)
-            self._children = self._find_children()
+            self._tree = RunTree(self._client, cfg.name, artifacts, self._journal.key)
+            self._parent, created = self._tree.open(run.path.name, run_tags(cfg, run.path))
+            if created:
+                self._client.log_artifact(self._parent.id, str(run.config))
         except Exception as error:
-            if not _is_outage(error):
+            if not is_outage(error):
                 raise
-            raise UserError(
-                f"tracking.uri: {self.uri} does not answer ({_first_line(error)}); start the server, "
-                "correct the address, or leave tracking.uri out to use a local file. Nothing was "
-                f"started, and what {run.path} holds is kept"
-            ) from None
+            raise refusal(error, self.uri, run.path) from None
+        self._speaker = Speaker(is_outage, self._warn)
+        self._next_progress: dict[str, float] = {}
+        self._at_work: dict[str, tuple[Mapping[str, Any], Path]] = {}
+        self._status = "RUNNING"
+        self._speaker.tell(self._tell_journal)
+        self._system_file = run.path / "system_metrics.jsonl"
+        self._system = SystemMetrics(
+            self._system_file, lambda: self._speaker.tell(self._tell_system)
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether MLflow was told everything that it has been time for."""
+        return self._speaker.complete
 
     def stage(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Tell of a finished stage."""
-
-        def tell() -> None:
-            run_id = self._child(name, {"kind": "stage"})
-            self._log(run_id, params, [{"step": 0, "timestamp_ms": _now(), **metrics}])
-            self._client.set_terminated(run_id)
-
-        self._deliver(tell)
+        """Tell of a finished stage, and wait until MLflow knows all there is to know."""
+        entry = self._journal.note_stage(name, params, metrics)
+        self._speaker.tell(lambda: self._tell_stage(name, entry))
+        self._speaker.flush()
 
     def trial_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
-        """Tell what a trial has measured since the last call."""
-        self._deliver(lambda: self._tell_progress(settings, metrics_file))
+        """Tell what a trial has measured since the last call, or leave it to a later call."""
+        name = settings["trial"]
+        self._at_work[name] = settings, metrics_file
+        if time.monotonic() >= self._next_progress.get(name, 0.0):
+            self._next_progress[name] = time.monotonic() + PROGRESS_SECONDS
+            self._speaker.tell(lambda: self._tell_progress(settings, metrics_file))
 
     def trial_result(self, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Tell a trial's result, and all its metrics if MLflow does not have them; once only."""
-        name = settings["trial"]
-        folder = self._run.trials / name
-        receipt = folder / "mlflow.json"
-        if receipt.is_file() and json.loads(receipt.read_text())["tracking_uri"] == self.uri:
-            return
-
-        def tell() -> None:
-            self._told.pop(name, None)
-            self._tell_progress(settings, folder / "metrics.jsonl")
-            run_id = self._child(name, {"kind": "trial"})
-            taken = int(folder.joinpath("result.json").stat().st_mtime * 1000)
-            final = {f"final_{key}": result[key] for key in ("fvu", "l0", "dead_fraction")}
-            sizes = {key: result[key] for key in ("n_parameters", "encoder_flops_per_token")}
-            if result.get("stopped_at") is not None:
-                sizes["stopped_at"] = result["stopped_at"]
-            self._log(run_id, {}, [{"step": 0, "timestamp_ms": taken, **final, **sizes}])
-            self._client.log_artifacts(run_id, str(folder / "sae"), "sae")
-            self._client.set_terminated(run_id)
-            write_json(receipt, {"tracking_uri": self.uri, "run_id": run_id})
-
-        self._deliver(tell)
+        self._at_work.pop(settings["trial"], None)
+        self._speaker.tell(lambda: self._tell_result(settings, result))
 
     def metrics(self, metrics: Mapping[str, float]) -> None:
         """Tell figures of the run as a whole."""
-        row = {"step": 0, "timestamp_ms": _now(), **metrics}
-        self._deliver(lambda: self._log(self.parent_run_id, {}, [row]))
+        rows = self._journal.note_metrics(metrics)
+        self._speaker.tell(lambda: self._tree.log_rows(self._parent, rows))
+
+    def winners(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Tell how the winners of each group were judged, and register the best (docs/mlflow.md).
+
+        Args:
+            groups: As in the summary: `id`, `layers`, `best` and `winners`.
+        """
+        for group in groups:
+            for winner in group["winners"]:
+                self._speaker.tell(lambda winner=winner: self._tell_judged(winner))
+            self._speaker.tell(lambda group=group: self._tell_best(group))
 
     def figure(self, figure: Figure, file: str) -> None:
         """Keep a figure with the parent run, under `figures/`."""
-        self._deliver(
-            lambda: self._client.log_figure(self.parent_run_id, figure, f"figures/{file}")
+        self._speaker.tell(
+            lambda: self._client.log_figure(self._parent.id, figure, f"figures/{file}")
         )
+        self._speaker.flush()  # matplotlib draws in one thread at a time
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file with the parent run."""
-        self._deliver(lambda: self._client.log_artifact(self.parent_run_id, str(path), folder))
+        self._speaker.tell(lambda: self._client.log_artifact(self._parent.id, str(path), folder))
 
     def finish(self, status: str) -> None:
-        """Close the parent run, as FINISHED, FAILED or KILLED."""
-        self._deliver(lambda: self._client.set_terminated(self.parent_run_id, status))
+        """Close the parent run, as FINISHED, FAILED or KILLED, and trials at work with it.
+
+        SCHEDULED is a run that has come as far as it was asked to, and can be continued.
+        """
+        if status != self._status:
+            self._status = status
+            self._system.stop()
+            if status == "FINISHED":
+                self.metrics({"tracking_cpu_seconds": round(self._speaker.cpu_seconds, 3)})
+            for settings, metrics_file in self._at_work.values():
+                self._speaker.tell(
+                    lambda s=settings, f=metrics_file: self._tell_left_off(s, f, status)
+                )
+            self._speaker.tell(lambda: self._tree.end(self._parent, status))
+        self._speaker.flush()
 
     def identity(self) -> dict[str, str]:
         """Where to find the run in MLflow."""
         return {
             "tracking_uri": self.uri,
             "experiment": self.experiment,
-            "parent_run_id": self.parent_run_id,
+            "parent_run_id": self._parent.id,
         }
 
-    def _deliver(self, tell: Callable[[], None]) -> None:
-        """Tell MLflow something; if it does not answer, say so once and go on without.
+    def _warn(self, error: BaseException) -> None:
+        self._console.print(
+            f"warning: MLflow at {shown(self.uri)} stopped answering ({why(error)}); training "
+            f"goes on, everything is kept in {self._run.path}, and the same command "
+            "tells MLflow what it missed",
+            highlight=False,
+        )
 
-        A thread of its own does the telling: Ctrl-C ends the wait, never a transaction half-way.
-        """
-        if time.monotonic() < self._silent_until:
-            self.complete = False
-            return
-        try:
-            self._speaker.submit(tell).result()
-        except Exception as error:
-            if not _is_outage(error):
-                raise
-            if self.complete:
-                self._console.print(
-                    f"warning: MLflow at {self.uri} stopped answering ({_first_line(error)}); training "
-                    f"goes on, everything is kept in {self._run.path}, and the same command "
-                    "tells MLflow what it missed",
-                    highlight=False,
-                )
-            self.complete = False
-            self._silent_until = time.monotonic() + RETRY_SECONDS
+    def _tell_journal(self) -> None:
+        if self._journal.metrics:
+            self._tree.log_rows(self._parent, self._journal.metrics)
+        for name, entry in self._journal.stages.items():
+            self._tell_stage(name, entry)
+
+    def _tell_stage(self, name: str, entry: Mapping[str, Any]) -> None:
+        stage, taken = self._tree.child(name, "stage"), entry["timestamp_ms"]
+        self._tree.log_params(stage, entry["params"])
+        self._tree.log_rows(stage, [{"step": 0, "timestamp_ms": taken, **entry["metrics"]}])
+        self._tree.end(stage, "FINISHED", max(taken, stage.start_ms))
+
+    def _tell_system(self) -> None:
+        rows = system_rows(self._system_file)
+        self._tree.log_curve(self._parent, rows, "system/cpu_utilization_percentage")
 
     def _tell_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
-        name = settings["trial"]
+        trial = self._tree.child(settings["trial"], "trial")
+        if trial.status != "RUNNING":
+            self._client.update_run(trial.id, status="RUNNING")
+            trial.status = "RUNNING"
+        if trial.steps is None:
+            self._tree.log_params(trial, settings)
+            numbers = {key: settings[key] for key in NUMBERS if settings[key] is not None}
+            start = {"step": 0, "timestamp_ms": trial.start_ms, **numbers}
+            self._tree.log_rows(trial, [start])
         rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-        new = [row for row in rows if row["step"] > self._told.get(name, 0)]
-        params = settings if name not in self._told else {}
-        self._log(self._child(name, {"kind": "trial"}), params, new)
-        self._told[name] = max((row["step"] for row in rows), default=0)
+        self._tree.log_curve(trial, rows, "fvu")
 
-    def _log(self, run_id: str, params: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-        metrics = [
-            Metric(key, float(value), int(row["timestamp_ms"]), int(row["step"]))
-            for row in rows
-            for key, value in row.items()
-            if key not in ("step", "timestamp_ms")
-        ]
-        given = [
-            Param(key, str(value)[:MAX_PARAM_CHARACTERS])
-            for key, value in params.items()
-            if value is not None
-        ]
-        for start in range(0, max(len(metrics), 1), 1000):  # MLflow's limit for one batch
-            self._client.log_batch(
-                run_id, metrics[start : start + 1000], given if not start else []
-            )
+    def _tell_left_off(self, settings: Mapping[str, Any], file: Path, status: str) -> None:
+        self._tell_progress(settings, file)
+        self._tree.end(self._tree.child(settings["trial"], "trial"), status)
 
-    def _find_experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.experiment)
-        if found:
-            return found.experiment_id
-        local = self.uri.startswith("sqlite:")
-        artifacts = (self._run.path.parent / "mlartifacts").as_uri() if local else None
-        return self._client.create_experiment(self.experiment, artifact_location=artifacts)
+    def _tell_result(self, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        name = settings["trial"]
+        if self._is_told(name):
+            return
+        folder = self._run.trials / name
+        self._tell_progress(settings, folder / "metrics.jsonl")
+        trial = self._tree.child(name, "trial")
+        taken = _written_ms(folder / "result.json")
+        figures = {f"final_{key}": result[key] for key in ("fvu", "l0", "dead_fraction")}
+        figures |= {f"fvu_layer_{layer}": fvu for layer, fvu in result["fvu_per_layer"].items()}
+        figures |= {key: result[key] for key in ("tokens", "seconds")}
+        if result.get("stopped_at") is not None:
+            figures["stopped_at"] = result["stopped_at"]
+        self._tree.log_rows(trial, [{"step": 0, "timestamp_ms": taken, **figures}])
+        self._client.log_artifacts(trial.id, str(folder / "sae"), "sae")
+        self._tree.end(trial, "FINISHED", max(taken, trial.start_ms))
+        write_json(self._receipt(name), {"tracking_uri": self.uri, "run_id": trial.id})
 
-    def _find_parent(self, cfg: RunConfig) -> str:
-        tag = str(self._run.path)
-        found = self._client.search_runs(
-            [self._experiment_id], f"tags.`{RUN_DIR}` = '{tag}'", max_results=1
-        )
-        run_id = found[0].info.run_id if found else None
-        if run_id is None:
-            created = self._client.create_run(
-                self._experiment_id,
-                run_name=self._run.path.name,
-                tags={RUN_DIR: tag, "model": cfg.model.name, "corpus": cfg.corpus.source},
-            )
-            run_id = created.info.run_id
-            self._client.log_artifact(run_id, str(self._run.config))
-        self._client.update_run(run_id, status="RUNNING")
-        return run_id
+    def _tell_judged(self, winner: Mapping[str, Any]) -> None:
+        recovered = winner["ce_recovered"]
+        if not recovered or not self._is_told(winner["trial"]):
+            return
+        figures = {f"ce_recovered_layer_{layer}": value for layer, value in recovered.items()}
+        files = (self._run.evaluations / winner["trial"]).glob("*.json")
+        taken = max(_written_ms(file) for file in files)
+        row = {"step": 0, "timestamp_ms": taken, **figures}
+        row["worst_ce_recovered"] = min(recovered.values())
+        self._tree.log_rows(self._tree.child(winner["trial"], "trial"), [row])
 
-    def _find_children(self) -> dict[str, str]:
-        found, token = {}, None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id],
-                f"tags.`mlflow.parentRunId` = '{self.parent_run_id}'",
-                page_token=token,
-            )
-            found |= {run.data.tags[KEY]: run.info.run_id for run in page if KEY in run.data.tags}
-            token = page.token
-            if not token:
-                return found
+    def _tell_best(self, group: Mapping[str, Any]) -> None:
+        best = group["best"]
+        if not self._is_told(best["trial"]):
+            return  # MLflow was away meanwhile, and the next call tells both
+        trial = self._tree.child(best["trial"], "trial")
+        facts = {"trial": best["trial"], "run_dir": self._run.path, "layers": group["layers"]}
+        facts |= {key: best[key] for key in ("k", "fvu", "l0")}
+        tags = {key: str(value) for key, value in facts.items()}
+        register_best(self._client, model_name(self.experiment, group["id"]), trial.id, tags)
 
-    def _child(self, name: str, tags: Mapping[str, str]) -> str:
-        if name not in self._children:
-            created = self._client.create_run(
-                self._experiment_id,
-                run_name=name,
-                tags={KEY: name, "mlflow.parentRunId": self.parent_run_id, **tags},
-            )
-            self._children[name] = created.info.run_id
-        return self._children[name]
+    def _is_told(self, name: str) -> bool:
+        """Whether the run that this store has for the trial was told the trial's result."""
+        receipt, trial = self._receipt(name), self._tree.known_child(name)
+        if trial is None or not receipt.is_file():
+            return False
+        return read_json(receipt) == {"tracking_uri": self.uri, "run_id": trial.id}
+
+    def _receipt(self, name: str) -> Path:
+        return self._run.trials / name / "mlflow.json"
 
 
-def _check_file(uri: str) -> None:
-    """Refuse an SQLite file that can't be written: MLflow would go on trying for minutes."""
-    if not uri.startswith("sqlite:///"):
-        return
-    file = Path(uri.removeprefix("sqlite:///"))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("ab").close()
-    except OSError as error:
-        raise UserError(
-            f"tracking.uri: {file} can't be written ({error.strerror}); give a file that can, or leave "
-            "tracking.uri out to keep it beside the run directory"
-        ) from None
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether MLflow could not be reached, or could not write: not a fault of the call."""
-    return isinstance(error, MlflowException | OSError) or type(error).__module__.startswith(
-        ("sqlalchemy", "requests", "urllib3")
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
+def _written_ms(file: Path) -> int:
+    return int(file.stat().st_mtime * 1000)

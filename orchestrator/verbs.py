@@ -1,11 +1,11 @@
 """What each verb of the command line does, given its parsed arguments."""
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from orchestrator import config_file
 from orchestrator.errors import UserError
@@ -86,25 +86,18 @@ def report(args: Namespace) -> None:
 
 
 def runs(args: Namespace) -> None:
-    """List the runs in MLflow."""
-    from orchestrator.queries import known_runs
+    """List the runs in MLflow, or their trials."""
+    from orchestrator import queries
 
+    kind = "trial" if args.trials else "run"
+    run_dir = config_file.load(args.config).run_dir if args.trials and args.config else None
     uri = _tracking_uri(args)
-    table = Table(title=f"Runs in {uri}", title_justify="left", pad_edge=False)
-    for column in (
-        "run",
-        "experiment",
-        "status",
-        "started",
-        "groups",
-        "trials",
-        "best FVU",
-        "CE recovered",
-    ):
-        table.add_column(column, justify="right" if column in ("groups", "trials") else "left")
-    for row in known_runs(uri):
-        table.add_row(*row)
-    _console().print(table)
+    found = queries.find(uri, kind, args.filter, run_dir)
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        show = queries.trial_table if args.trials else queries.run_table
+        _console().print(show(uri, found))
 
 
 def ui(args: Namespace) -> None:
@@ -131,7 +124,7 @@ def _drive(args: Namespace, until: str) -> None:
 
 
 def _tracking_uri(args: Namespace) -> str:
-    from orchestrator.tracking import default_uri
+    from orchestrator.tracking_uri import default_uri
 
     if args.config is None:
         return default_uri(Path("runs", "any").resolve())

@@ -3,7 +3,9 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,56 @@ def test_a_tracking_file_that_cannot_be_written(capsys: pytest.CaptureFixture[st
     config = write_config(tmp_path)
     text = refusal(capsys, "run", config, "--set", "tracking.uri=sqlite:////proc/x.db")
     assert "tracking.uri: /proc/x.db can't be written" in text
+
+
+class NoAccess(BaseHTTPRequestHandler):
+    """Refuses every request as a server with access control does; `status` says how."""
+
+    status = 401
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated")
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quietly."""
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_tracking_server_that_refuses_the_credentials(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, status: int
+):
+    config = write_config(tmp_path)
+    handler = type("Handler", (NoAccess,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://somebody:secret@127.0.0.1:{server.server_port}"
+        text = refusal(capsys, "run", config, "--set", f"tracking.uri={uri}")
+        listed = refusal(capsys, "runs", write_config(tmp_path, tracking={"uri": uri}))
+        server.shutdown()
+    assert (
+        f"tracking.uri: http://somebody:***@127.0.0.1:{server.server_port} refuses access" in text
+    )
+    for message in (text, listed):
+        assert str(status) in message
+        assert "MLFLOW_TRACKING_USERNAME" in message
+        assert "secret" not in message
+    assert "Nothing was started" in text
+    assert not (tmp_path / "runs" / "small" / "tokens.zarr").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("query", ["params.k > 3", "fvu =", "metrics.fvu < 1 or metrics.l0 < 3"])
+def test_a_filter_that_mlflow_does_not_take(
+    capsys: pytest.CaptureFixture[str], finished: tuple[Path, str], query: str
+):
+    text = refusal(capsys, "runs", finished[0], "--trials", "--filter", query)
+    assert f"--filter: {query!r} is no search that MLflow takes" in text
+    assert "params.k = '16' and metrics.final_fvu < 0.1" in text
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.runs import strata
+from tests.runs import ROOT, strata
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -97,6 +97,12 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     parent = client.get_run(summary["mlflow"]["parent_run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["n_groups"] == 2
+    assert parent.data.tags["corpus"] == "stdlib"
+    if (ROOT / ".git").exists():
+        assert re.fullmatch("[0-9a-f]{40}(-dirty)?", parent.data.tags["git_revision"])
+    for group in summary["groups"]:
+        version = client.get_model_version_by_alias(f"test-g{group['id']}", "best")
+        assert version.tags["trial"] == group["best"]["trial"]
     children = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     )

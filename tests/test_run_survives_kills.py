@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.runs import kill_when, start, strata, write_config
 
@@ -56,6 +57,36 @@ def test_a_run_killed_in_harvest_sweep_and_evaluation_ends_like_an_unbroken_one(
     weights = "trials/*/sae/sae.safetensors"
     for file in sorted(run.glob(weights)):
         assert file.read_bytes() == (unbroken_run / file.relative_to(run)).read_bytes(), file
+
+    told_once(run, broken["mlflow"])
+
+
+def told_once(run: Path, identity: dict[str, str]) -> None:
+    """MLflow has every stage, trial, figure and step of the run, and none of them twice."""
+    client = MlflowClient(identity["tracking_uri"])
+    parent = client.get_run(identity["parent_run_id"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    names = sorted(str(child.info.run_name) for child in children)
+    trials = sorted(folder.name for folder in (run / "trials").iterdir())
+    assert names == sorted(["harvest_pilot", "harvest_train", "group", "evaluate", *trials])
+    assert {child.info.status for child in (parent, *children)} == {"FINISHED"}
+    for child in children:
+        if child.info.run_name in trials:
+            rows = (run / "trials" / child.info.run_name / "metrics.jsonl").read_text().splitlines()
+            told = client.get_metric_history(child.info.run_id, "fvu")
+            assert [point.step for point in told] == [json.loads(row)["step"] for row in rows]
+            assert len(client.get_metric_history(child.info.run_id, "final_fvu")) == 1
+    for metric in ("rows_used", "amad", "n_trials"):
+        assert len(client.get_metric_history(parent.info.run_id, metric)) == 1, metric
+    steps = [
+        point.step
+        for point in client.get_metric_history(
+            parent.info.run_id, "system/cpu_utilization_percentage"
+        )
+    ]
+    assert steps == list(range(len(steps)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

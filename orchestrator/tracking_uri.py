@@ -1,0 +1,76 @@
+"""The address of MLflow: its default, and what is wrong with one that does not work."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow.exceptions import MlflowException
+
+from orchestrator.errors import UserError
+
+REFUSED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+
+
+def default_uri(run_dir: Path) -> str:
+    """One SQLite file for all runs that lie beside each other, so that they can be compared."""
+    return f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+
+
+def check_file(uri: str) -> None:
+    """Refuse an SQLite file that can't be written: MLflow would go on trying for minutes."""
+    if not uri.startswith("sqlite:///"):
+        return
+    file = Path(uri.removeprefix("sqlite:///"))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    except OSError as error:
+        raise UserError(
+            f"tracking.uri: {file} can't be written ({error.strerror}); give a file that can, or leave "
+            "tracking.uri out to keep it beside the run directory"
+        ) from None
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether MLflow could not be reached, or did not take what it was told: not a fault of ours."""
+    return isinstance(error, MlflowException | OSError) or type(error).__module__.startswith(
+        ("sqlalchemy", "requests", "urllib3")
+    )
+
+
+def refusal(error: BaseException, uri: str, run_dir: Path) -> UserError:
+    """What to tell a user whose MLflow can't be used at the start of a run."""
+    nothing = f"Nothing was started, and what {run_dir} holds is kept"
+    if is_refused(error):
+        return UserError(f"tracking.uri: {credentials(error, uri)}. {nothing}")
+    return UserError(
+        f"tracking.uri: {shown(uri)} does not answer ({why(error)}); start the server, "
+        f"correct the address, or leave tracking.uri out to use a local file. {nothing}"
+    )
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether MLflow answered that this user may not."""
+    return isinstance(error, MlflowException) and error.error_code in REFUSED
+
+
+def credentials(error: BaseException, uri: str) -> str:
+    """That the server refuses this user, and which credentials it was given."""
+    return (
+        f"{shown(uri)} refuses access ({why(error)}); it was given what MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold: set them to a user who may write "
+        "there"
+    )
+
+
+def shown(uri: str) -> str:
+    """The address without a password that stands in it."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return uri.replace(f":{parts.password}@", ":***@", 1)
+
+
+def why(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]

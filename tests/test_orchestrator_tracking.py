@@ -1,0 +1,237 @@
+"""What MLflow is told by one run and by several, once however often it is told."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from orchestrator import config_file
+from orchestrator.config import RunConfig
+from orchestrator.errors import UserError
+from orchestrator.journal import Journal
+from orchestrator.run_directory import RunDirectory
+from orchestrator.system_metrics import SystemMetrics, system_rows
+from orchestrator.tracking import NUMBERS, Tracker
+from tests.runs import ROOT, write_config
+
+Result = dict[str, Any]
+
+
+@pytest.fixture
+def run(finished: tuple[Path, str], tmp_path: Path) -> RunDirectory:
+    """A run of its own with the trials of a finished one, beside a store that has that one already."""
+    there = finished[0].parent / "runs"
+    cfg = config_file.load(write_config(tmp_path))
+    directory = RunDirectory.of(cfg)
+    shutil.copytree(there / "small" / "trials", directory.trials)
+    shutil.copytree(there / "small" / "evaluations", directory.evaluations)
+    for receipt in directory.trials.glob("*/mlflow.json"):
+        receipt.unlink()
+    directory.config.write_text(config_file.dump(cfg))
+    shutil.copy(there / "mlflow.db", tmp_path / "runs")
+    return directory
+
+
+def config(run: RunDirectory) -> RunConfig:
+    return config_file.load(run.path)
+
+
+def tracker(run: RunDirectory) -> Tracker:
+    return Tracker(config(run), run, Console(quiet=True))
+
+
+def results(run: RunDirectory) -> list[Result]:
+    return [json.loads(file.read_text()) for file in sorted(run.trials.glob("*/result.json"))]
+
+
+def children(client: MlflowClient, told: Tracker) -> dict[str, Any]:
+    parent = client.get_run(told.identity()["parent_run_id"])
+    found = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert len({child.info.run_name for child in found}) == len(found), "told twice"
+    return {str(child.info.run_name): child for child in found}
+
+
+@pytest.mark.ray
+def test_steps_that_a_killed_trainer_repeats_are_told_once(run: RunDirectory):
+    result = results(run)[0]
+    file = run.trials / result["trial"] / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    half = len(rows) // 2
+
+    def write(some: list[dict[str, Any]]) -> None:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in some))
+
+    first = tracker(run)
+    write(rows[: half + 2])
+    first.metrics({"amad": 0.25})
+    first.stage("group", {"shards": 3}, {"amad": 0.25})
+    first.trial_progress(result, file)
+    first.finish("KILLED")
+    client = MlflowClient(first.uri)
+    assert children(client, first)[result["trial"]].info.status == "KILLED"
+
+    repeated = [{**row, "timestamp_ms": row["timestamp_ms"] + 10**6} for row in rows[half:]]
+    write(rows[:half] + repeated)
+    second = tracker(run)
+    second.metrics({"amad": 0.25})
+    second.stage("group", {"shards": 1}, {"amad": 0.25})  # another value of a parameter: no fault
+    second.trial_result(result, result)
+    second.trial_result(result, result)
+    second.finish("FINISHED")
+    assert second.complete
+
+    assert second.identity() == first.identity()
+    told = children(client, second)
+    assert set(told) == {"group", result["trial"]}
+    assert {child.info.status for child in told.values()} == {"FINISHED"}
+    for metric in ("fvu", "tokens_per_second"):
+        points = client.get_metric_history(told[result["trial"]].info.run_id, metric)
+        assert [point.step for point in points] == [row["step"] for row in rows]
+    once = [
+        *(
+            (told[result["trial"]].info.run_id, name)
+            for name in ("final_fvu", "encoder_parameters")
+        ),
+        *(
+            (run_id, "amad")
+            for run_id in (told["group"].info.run_id, second.identity()["parent_run_id"])
+        ),
+    ]
+    for run_id, metric in once:
+        assert len(client.get_metric_history(run_id, metric)) == 1, metric
+    told_numbers = told[result["trial"]].data.metrics
+    for key in NUMBERS:
+        if result[key] is not None:
+            assert told_numbers[key] == pytest.approx(result[key])
+
+
+@pytest.mark.ray
+def test_the_best_of_a_group_has_one_version_and_the_alias_follows(run: RunDirectory):
+    told = tracker(run)
+    a, b = (result for result in results(run) if result["group"] == 0)
+    for result in (a, b):
+        told.trial_result(result, result)
+
+    def winner(result: Result) -> None:
+        entry = {**result, "ce_recovered": {}}
+        told.winners([{"id": 0, "layers": [0, 1], "best": entry, "winners": [entry]}])
+
+    client = MlflowClient(told.uri)
+    versions: list[str] = []
+    for best in (a, a, b, b, a):
+        winner(best)
+        told.finish("FINISHED")
+        version = client.get_model_version_by_alias("test-g0", "best")
+        assert version.tags["trial"] == best["trial"]
+        assert version.tags["run_dir"] == str(run.path)
+        assert (Path(version.source.removeprefix("file://")) / "sae.safetensors").is_file()
+        versions.append(version.version)
+    assert versions[0] == versions[1] == versions[4]
+    assert versions[2] == versions[3] != versions[0]
+
+
+TELL = """
+import json, sys
+from pathlib import Path
+from rich.console import Console
+from orchestrator import config_file
+from orchestrator.run_directory import RunDirectory
+from orchestrator.tracking import Tracker
+
+cfg = config_file.load(Path(sys.argv[1]))
+run = RunDirectory.of(cfg)
+tracker = Tracker(cfg, run, Console(quiet=True))
+for copy in range(10):
+    for file in sorted(run.trials.glob("*/result.json")):
+        result = json.loads(file.read_text())
+        settings = {**result, "trial": f"{result['trial']}-{copy}"}
+        tracker.trial_progress(settings, file.parent / "metrics.jsonl")
+tracker.finish("FINISHED")
+assert tracker.complete
+print(tracker.identity()["parent_run_id"])
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.crash
+def test_two_runs_tell_one_sqlite_file_at_once(run: RunDirectory):
+    other = run.path.parent / "other"
+    shutil.copytree(run.path, other)
+    (other / "config.yaml").write_text(
+        config_file.dump(config(run)).replace(str(run.path), str(other))
+    )
+    speakers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TELL, str(path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for path in (run.path, other)
+    ]
+    ended = [speaker.communicate(timeout=200) for speaker in speakers]
+    assert [speaker.returncode for speaker in speakers] == [0, 0], ended
+    client = MlflowClient(f"sqlite:///{run.path.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    trials = [
+        child.data.tags["mlflow.parentRunId"]
+        for output, _ in ended
+        for child in client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{output.strip()}' and metrics.fvu > 0",
+        )
+    ]
+    assert sorted(Counter(trials).values()) == [40, 40]
+
+
+@pytest.mark.ray
+def test_an_experiment_that_was_deleted_is_refused(run: RunDirectory):
+    client = MlflowClient(f"sqlite:///{run.path.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match="name: the experiment test was deleted") as refusal:
+        tracker(run)
+    assert f"mlflow experiments restore -x {experiment.experiment_id}" in str(refusal.value)
+
+
+def test_a_figure_keeps_its_time_until_it_changes(tmp_path: Path):
+    file = tmp_path / "mlflow.json"
+    first = Journal(file)
+    entry = first.note_stage("group", {"method": "complete"}, {"amad": 0.25})
+    rows = first.note_metrics({"n_groups": 2.0})
+    again = Journal(file)
+    assert again.key == first.key
+    assert again.note_stage("group", {"method": "complete"}, {"amad": 0.25}) == entry
+    assert again.note_metrics({"n_groups": 2.0}) == rows == again.metrics
+    changed = again.note_metrics({"n_groups": 3.0})
+    assert changed[0]["n_groups"] == 3.0
+    assert changed[0]["timestamp_ms"] >= rows[0]["timestamp_ms"]
+    assert Journal(tmp_path / "other.json").key != first.key
+
+
+def test_system_metrics_go_on_after_those_that_are_there(tmp_path: Path):
+    file = tmp_path / "system_metrics.jsonl"
+    told: list[int] = []
+    for _ in range(2):
+        sampler = SystemMetrics(file, lambda: told.append(len(system_rows(file))))
+        sampler.stop()
+        sampler.stop()
+    assert told == [1, 2]
+    rows = system_rows(file)
+    assert [row["step"] for row in rows] == [0, 1]
+    for row in rows:
+        assert 0 <= row["system/cpu_utilization_percentage"] <= 100
+        assert row["system/system_memory_usage_megabytes"] > 0
