@@ -18,7 +18,7 @@ _SETTINGS = ("trial", "encoder", "h", "m", "n", "activation", "k", "selection", 
 
 def front(results: Sequence[Result]) -> list[Result]:
     """Those that no other beats, in their order: none is as good in every aim and better in one."""
-    kept: list[tuple[float, ...]] = []
+    kept: list[tuple[float | int, ...]] = []
     for costs in sorted({_costs(result) for result in results}):
         # Who beats another comes before it in this order, and so does who beats that one.
         if not any(all(a <= b for a, b in zip(other, costs, strict=True)) for other in kept):
@@ -49,5 +49,5 @@ def to_json(found: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def _costs(result: Result) -> tuple[float, ...]:
+def _costs(result: Result) -> tuple[float | int, ...]:
     return tuple(result[aim] for aim in AIMS)

@@ -36,7 +36,7 @@ def show(console: Console, data: Mapping[str, Any], pareto: Mapping[str, Any]) -
                 f"{winner['n_parameters']:,} ({share:.0%} of dense)",
             )
     console.print(table)
-    console.print(_front_table(pareto))
+    console.print(front_table(pareto))
     seconds = data["stage_seconds"]
     console.print(
         f"{len(data['groups'])} groups over {data['n_layers']} layers (AMAD {data['amad']:.3f}), "
@@ -54,7 +54,8 @@ def show(console: Console, data: Mapping[str, Any], pareto: Mapping[str, Any]) -
     )
 
 
-def _front_table(pareto: Mapping[str, Any]) -> Table:
+def front_table(pareto: Mapping[str, Any]) -> Table:
+    """The Pareto front of every group; of a long one the first `FRONT_ROWS`."""
     table = Table(title="Pareto front", title_justify="left", pad_edge=False)
     for column in ("group", "encoder", "k", *AIMS.values()):
         table.add_column(column, justify="left" if column == "encoder" else "right")

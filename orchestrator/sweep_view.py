@@ -1,12 +1,12 @@
 """All trials of a sweep at a glance: a table that fits the terminal, or one line for a log file."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Literal
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -62,7 +62,9 @@ class SweepView:
         """How many are in each state, for instance `2 running, 34 waiting`."""
         return _counts(self._lines.values())
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
         """The running trials, then those that changed last, as many as the height allows."""
         lines = sorted(self._lines.values(), key=_place)
         room = max(1, console.size.height - _LINES_BESIDE)
