@@ -17,6 +17,8 @@ AT_MOST_STEPS = 0.45
 AT_MOST_FVU = 1.02
 """Of the full grid's best, in each group and k."""
 
+CORES = 2
+
 Settings = Mapping[str, Mapping[str, Any]]
 
 
@@ -48,7 +50,7 @@ def measure(size: Size, folder: Path) -> list[Row]:
     base.do("harvest")
     found = []
     for method in ("none", "asha"):
-        sections = {**size.stores, **size.sweep}
+        sections = {**size.stores, **size.sweep, "compute": {"cpus": CORES}}
         stop = {"sweep": {**sections["sweep"], "stop": {"method": method}}}
         sweep = Sweep.of(folder / method, {**sections, **stop}).with_stores_of(base.run_dir)
         sweep.do("sweep")

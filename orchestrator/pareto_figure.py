@@ -107,7 +107,7 @@ def as_html(figure: go.Figure, whole_page: bool) -> str:
         config={
             "responsive": True,
             "displaylogo": False,
-            "modeBarButtons": [["toImage", "zoom2d", "resetScale2d"]],
+            "modeBarButtons": [["zoom2d", "resetScale2d"]],
         },
     )
 
