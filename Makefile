@@ -40,7 +40,7 @@ clean:
 	rm -rf .venv runs
 
 # Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
-.PHONY: bench-training bench-quality bench-store
+.PHONY: bench-training bench-quality bench-store bench-sweep
 bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
@@ -49,3 +49,6 @@ bench-quality: $(READY)  ## Dictionaries recovered, and the papers' claims on sm
 
 bench-store: $(READY)  ## Harvest against the bare forward pass, the store against the peers'
 	$(BIN)/python -m benchmarks.store $(ARGS)
+
+bench-sweep: $(READY)  ## Early stopping against the full grid; Ray Tune, actors and MLflow against a plain loop
+	$(BIN)/python -m benchmarks.sweep $(ARGS)

@@ -11,6 +11,7 @@ from orchestrator import cluster, harvest, plan, summary
 from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
 from orchestrator.evaluate import evaluate
+from orchestrator.front import fronts, to_json
 from orchestrator.group import group
 from orchestrator.pool import Pool
 from orchestrator.report import write_report
@@ -67,6 +68,7 @@ def _stages(session: Session, pool: Pool, until: int) -> None:
     chosen = [trial for trial, result in found if result in best]
     evaluations = evaluate(session, chosen, groups.row_filter, pool)
     data = summary.summarise(session, groups, results, best, evaluations)
+    write_json(run.pareto, to_json(fronts(results)))
     write_report(run, groups, results, data)
     summary.track(session, results, data)
     session.tracker.winners(data["groups"])

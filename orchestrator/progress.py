@@ -1,11 +1,18 @@
 """What a person sees while a run works: a live bar per stage, or plain lines in a log file."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -37,6 +44,17 @@ class StageProgress:
                 highlight=False,
             )
 
+    def expect_less(self, amount: int) -> None:
+        """So much of the total will not be done."""
+        self._total -= amount
+        if self._live and self._task is not None:
+            self._live.update(self._task, total=self._total)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is drawn over and over, in a terminal."""
+        return self._live is not None
+
     @property
     def rate(self) -> float:
         """Units per second so far."""
@@ -48,18 +66,36 @@ class StageProgress:
         return time.monotonic() - self._start
 
 
+class _Bar(Progress):
+    """A progress bar, maybe with something above it."""
+
+    def __init__(
+        self, *columns: ProgressColumn, above: RenderableType | None, console: Console
+    ) -> None:
+        self._above = above
+        super().__init__(*columns, console=console, transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from top to bottom."""
+        if self._above is not None:
+            yield self._above
+        yield from super().get_renderables()
+
+
 @contextmanager
-def stage(console: Console, title: str, total: int, unit: str) -> Iterator[StageProgress]:
-    """Show a stage of `total` units for the time inside, and a closing line after it."""
+def stage(
+    console: Console, title: str, total: int, unit: str, above: RenderableType | None = None
+) -> Iterator[StageProgress]:
+    """Show a stage of `total` units for the time inside; in a terminal, with `above` over its bar."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console, transient=True) as live:
+        with _Bar(*columns, above=above, console=console) as live:
             progress = StageProgress(console, title, total, unit, live)
             yield progress
     else:

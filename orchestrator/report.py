@@ -12,8 +12,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from orchestrator import figures
+from orchestrator.front import AIMS, fronts
 from orchestrator.group import GroupStage, load_groups
 from orchestrator.labels import encoder_label
+from orchestrator.pareto_figure import as_html, pareto
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -25,7 +27,14 @@ def write_report(
     results: Sequence[Mapping[str, Any]],
     data: Mapping[str, Any],
 ) -> None:
-    """Write `report/index.html` from what the run found; `data` is the summary's content."""
+    """Write `report/index.html`, and the figure of the fronts as a page of its own.
+
+    Args:
+        run: Where.
+        groups: What the grouping found.
+        results: Of all trials.
+        data: The summary's content.
+    """
     config = run.config.read_text()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
@@ -33,6 +42,8 @@ def write_report(
     environment.filters["encoder"] = encoder_label
     threshold = yaml.safe_load(config)["group"]["threshold"]
     best = [group["best"]["trial"] for group in data["groups"]]
+    figure = pareto(results)
+    write_atomically(run.pareto_figure, as_html(figure, whole_page=True))
     page = environment.get_template("report.html.j2").render(
         data=data,
         worst=min(
@@ -40,10 +51,12 @@ def write_report(
         ),
         results=sorted(results, key=lambda r: (r["group"], r["k"], r["fvu"])),
         config=config,
+        aims=AIMS,
+        fronts=fronts(results),
+        front_figure=as_html(figure, whole_page=False),
         images={
             "distances": _png(figures.distance_matrix(groups.report, groups.grouping)),
             "amad": _png(figures.amad_curve(groups.grouping, threshold)),
-            "front": _png(figures.fvu_against_l0(results)),
             "curves": _png(figures.training_curves({name: _metrics(run, name) for name in best})),
         },
     )

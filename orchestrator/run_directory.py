@@ -68,8 +68,8 @@ class RunDirectory:
         if not cls.of(cfg).summary.is_file():
             return None
         run = cls.claim(cfg)
-        complete = read_json(run.summary)["mlflow"]["complete"] and not run.damage.is_file()
-        return run if complete else None
+        whole = run.pareto.is_file() and not run.damage.is_file()
+        return run if whole and read_json(run.summary)["mlflow"]["complete"] else None
 
     def _own(self, where: Place, dumped: str) -> None:
         """Write the configuration there, or compare it with the one that is there.
@@ -164,6 +164,16 @@ class RunDirectory:
     def summary(self) -> Path:
         """The result; written last, so a run with it is finished."""
         return self.path / "summary.json"
+
+    @property
+    def pareto(self) -> Path:
+        """Every group's Pareto front."""
+        return self.path / "pareto.json"
+
+    @property
+    def pareto_figure(self) -> Path:
+        """The same as a page of its own."""
+        return self.path / "report" / "pareto.html"
 
     @property
     def report(self) -> Path:

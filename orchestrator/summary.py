@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.evaluate import Evaluations
 from orchestrator.figures import fvu_against_l0
+from orchestrator.front import fronts
 from orchestrator.group import GroupStage
 from orchestrator.session import Session
 from orchestrator.winners import rank
@@ -39,8 +40,8 @@ def summarise(
     """The content of `summary.json`.
 
     `groups[].best` is the winner of least FVU (of those trained to the end, if there are any); `groups[].winners` are all that were evaluated, and
-    `groups[].front` names the trials, of those trained to the end, that no other beats in FVU, L0
-    and parameters at once. `ce_recovered` is empty for an encoder.
+    `groups[].front` names the trials of the Pareto front, of which `pareto.json` has the figures.
+    `ce_recovered` is empty for an encoder.
     """
 
     def dense(d_sae: int) -> int:
@@ -60,7 +61,7 @@ def summarise(
             "fvu_per_layer": {str(layer): r["fvu"] for layer, r in layers.items()},
         }
 
-    by_group = []
+    by_group, unbeaten = [], fronts(results)
     for group in groups.grouping.groups:
         mine = [entry(winner) for winner in winners if winner["group"] == group.id]
         by_group.append(
@@ -70,7 +71,7 @@ def summarise(
                 "max_distance": group.max_distance,
                 "best": min(mine, key=rank),
                 "winners": mine,
-                "front": front([r for r in results if r["group"] == group.id and not rank(r)[0]]),
+                "front": [point["trial"] for point in unbeaten[group.id]],
             }
         )
     return {
@@ -90,22 +91,6 @@ def summarise(
     }
 
 
-def front(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Trials that no other beats: none is as good in FVU, L0 and parameters and better in one."""
-
-    def cost(result: Mapping[str, Any]) -> tuple[float, float, int]:
-        return result["fvu"], result["l0"], result["n_parameters"]
-
-    def beaten(result: Mapping[str, Any]) -> bool:
-        return any(
-            cost(other) != cost(result)
-            and all(a <= b for a, b in zip(cost(other), cost(result), strict=True))
-            for other in results
-        )
-
-    return [result["trial"] for result in results if not beaten(result)]
-
-
 def track(session: Session, results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> None:
     """Tell MLflow what the run came to."""
     recovered = [
@@ -121,4 +106,6 @@ def track(session: Session, results: Sequence[Mapping[str, Any]], data: Mapping[
         }
     )
     session.tracker.figure(fvu_against_l0(results), "fvu_against_l0.png")
+    session.tracker.artifact(session.run.pareto)
+    session.tracker.artifact(session.run.pareto_figure, "figures")
     session.tracker.artifact(session.run.report, "report")

@@ -26,7 +26,9 @@ from orchestrator.scheduler import LikeWithLike
 from orchestrator.session import Session
 from orchestrator.stores import shards_within
 from orchestrator.suggestions import Suggestions
-from orchestrator.tune_trial import Report, TuneTrial
+from orchestrator.sweep_report import Report
+from orchestrator.sweep_view import SweepView
+from orchestrator.tune_trial import TuneTrial
 from orchestrator.winners import Result
 from storage.activations import ActivationStore
 from storage.errors import StoreError
@@ -55,14 +57,15 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
         if n_ended:
             session.say(f"sweep     {n_ended} trials are finished already, {n_left} to go")
         pool.free()
+        view = SweepView(trial for trial in trials if not trial.result_file.is_file())
         with (
             session.run.timed("sweep"),
             stage(
-                session.console, f"sweep {n_left} trials", n_left * cfg.sweep.tokens, "tokens"
+                session.console, f"sweep {n_left} trials", n_left * cfg.sweep.tokens, "tokens", view
             ) as bar,
             harvesting_beside(session, pool),
         ):
-            report = Report(session.tracker, bar, n_left)
+            report = Report(session.tracker, view, bar, n_left)
             scheduler = None
             if cfg.sweep.stop.method != "none":
                 scheduler = LikeWithLike(cfg.sweep.stop, trials, all_known=suggestions is None)

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it, and what is told of it on the way."""
+"""A trial as Ray Tune runs it."""
 
 import math
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 from ray import tune
 
 from actors.trainer import Trainer, Trial
-from orchestrator.progress import StageProgress
-from orchestrator.tracking import Tracker
 
 REPORTS_PER_TRIAL = 20
 
@@ -47,32 +45,3 @@ class TuneTrial(tune.Trainable):
         """Take over another trial in the same process."""
         self.setup(new_config)  # pyright: ignore[reportCallIssue] (tune.with_parameters)
         return True
-
-
-class Report(tune.Callback):
-    """Tells the tracker and the progress bar what trials report."""
-
-    def __init__(self, tracker: Tracker, progress: StageProgress, n_trials: int) -> None:
-        """Expect so many trials to end."""
-        self._tracker, self._progress = tracker, progress
-        self._step: dict[str, int] = {}
-        self._left = n_trials
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles callbacks into its own state, which nobody reads."""
-        return {}
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """One report of one trial."""
-        mine: Trial = trial.config["trial"]
-        before = self._step.get(mine.id, 0)
-        self._step[mine.id] = max(before, int(result["step"]))
-        tokens = (self._step[mine.id] - before) * mine.fit.batch_tokens
-        self._tracker.trial_progress(mine.settings(), mine.metrics_file)
-        if "result" in result:
-            self._left -= 1
-            self._tracker.trial_result(mine.settings(), result["result"])
-        note = f"{mine.id} fvu {result['fvu']:.4f}, {self._left} to go"
-        self._progress.advance(tokens, note)

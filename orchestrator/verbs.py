@@ -118,7 +118,7 @@ def _drive(args: Namespace, until: str) -> None:
 
         directory = pipeline.run(cfg, until, console)
     if directory.summary.is_file():
-        summary_page.show(console, read_json(directory.summary))
+        summary_page.show(console, read_json(directory.summary), read_json(directory.pareto))
     else:
         console.print(f"Done up to {until}. Run: {directory.path}", highlight=False, soft_wrap=True)
 

@@ -1,12 +1,15 @@
 """Small real runs for tests: the embedded model, real Ray, real MLflow on SQLite."""
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -84,6 +87,29 @@ def strata(verb: str, *arguments: str | Path, timeout: float = 400) -> tuple[int
     process = start(verb, *arguments)
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
+
+
+def strata_in_terminal(
+    verb: str, *arguments: str | Path, width: int, height: int
+) -> tuple[int, str]:
+    """Exit status and output of a `strata` command in a terminal of this size, colours included."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (height, width))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", verb, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    os.close(its)
+    output = bytearray()
+    with suppress(OSError):  # what Linux says when the other end is closed
+        while part := os.read(ours, 65536):
+            output += part
+    os.close(ours)
+    return process.wait(), output.decode()
 
 
 def kill_when(

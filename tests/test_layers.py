@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "orchestrator": {
         *("sae", "storage", "actors"),
         *("ray", "optuna", "mlflow", "pydantic", "yaml", "rich", "matplotlib", "jinja2", "psutil"),
-        *("numpy", "torch", "scipy"),
+        *("numpy", "torch", "scipy", "plotly"),
     },
 }
 

@@ -1,15 +1,12 @@
-"""Which trials are evaluated, and which no other beats."""
+"""Which trials are evaluated."""
 
 from typing import Any
 
-from orchestrator.summary import front
 from orchestrator.winners import winners
 
 
-def result(
-    trial: str, group: int, k: int, fvu: float, size: int = 10, l0: float = 8.0
-) -> dict[str, Any]:
-    return {"trial": trial, "group": group, "k": k, "fvu": fvu, "n_parameters": size, "l0": l0}
+def result(trial: str, group: int, k: int, fvu: float, size: int = 10) -> dict[str, Any]:
+    return {"trial": trial, "group": group, "k": k, "fvu": fvu, "n_parameters": size}
 
 
 RESULTS = [
@@ -41,14 +38,3 @@ def test_a_trial_that_was_given_up_wins_only_where_no_other_is():
         *("b", "c", "alone", "e", "f")
     ]
     assert names(winners([alone, given_up, *RESULTS], "lowest_fvu")) == ["c", "e"]
-
-
-def test_the_front_leaves_out_what_another_trial_beats():
-    trials = [
-        result("good", 0, 8, fvu=0.1, size=10, l0=8.0),
-        result("smaller", 0, 8, fvu=0.2, size=5, l0=8.0),
-        result("beaten", 0, 8, fvu=0.2, size=10, l0=8.0),
-        result("sparser", 0, 8, fvu=0.3, size=10, l0=4.0),
-        result("twin", 0, 8, fvu=0.1, size=10, l0=8.0),
-    ]
-    assert front(trials) == ["good", "smaller", "sparser", "twin"]

@@ -43,6 +43,25 @@ def test_the_summary_has_every_field_and_sound_figures(summary: dict[str, Any]):
         assert best["trial"] in group["front"]
 
 
+def test_the_fronts_are_in_a_file_of_their_own_and_in_mlflow(
+    run_dir: Path, summary: dict[str, Any], tmp_path: Path
+):
+    pareto = json.loads((run_dir / "pareto.json").read_text())
+    assert len(pareto["groups"]) == len(summary["groups"])
+    for group, of in zip(pareto["groups"], summary["groups"], strict=True):
+        assert [point["trial"] for point in group["front"]] == of["front"]
+        for point in group["front"]:
+            result = json.loads((run_dir / "trials" / point["trial"] / "result.json").read_text())
+            assert {aim: point[aim] for aim in pareto["minimised"]} == {
+                aim: result[aim] for aim in pareto["minimised"]
+            }
+    client = MlflowClient(summary["mlflow"]["tracking_uri"])
+    kept = client.download_artifacts(
+        summary["mlflow"]["parent_run_id"], "pareto.json", str(tmp_path)
+    )
+    assert json.loads(Path(kept).read_text()) == pareto
+
+
 def test_what_was_dropped_is_counted_told_and_in_mlflow(
     finished: tuple[Path, str], run_dir: Path, summary: dict[str, Any]
 ):
@@ -69,6 +88,8 @@ def test_a_person_sees_the_stages_the_table_and_where_to_look(
         "group     2 groups",
         "sweep     4 trials",
         "Winners",
+        "Pareto front",
+        "encoder FLOPs per token",
         "CE recovered",
         f"Run:    {run_dir}",
         f"MLflow: strata ui {run_dir}",
@@ -123,7 +144,8 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
         assert sorted(set(steps)) == sorted(steps)
         assert {a.path for a in client.list_artifacts(trial.info.run_id)} == {"sae"}
     assert {a.path for a in client.list_artifacts(parent.info.run_id, "figures")} == {
-        *("figures/distances.png", "figures/amad.png", "figures/fvu_against_l0.png")
+        *("figures/distances.png", "figures/amad.png", "figures/fvu_against_l0.png"),
+        "figures/pareto.html",
     }
 
 
@@ -132,8 +154,10 @@ def test_the_report_holds_every_figure_and_can_be_written_again(
 ):
     page = run_dir / "report" / "index.html"
     text = page.read_text()
-    assert len(re.findall("data:image/png;base64,", text)) == 4
-    assert not re.search(r'(src|href)="http', text)
+    assert len(re.findall('<img src="data:image/png;base64,', text)) == 3
+    assert text.count('id="pareto"') == 1
+    assert not re.search(r"<(script|link|img)[^>]* (src|href)=.?http", text)
+    assert len(text) < 10e6
     page.unlink()
     status, output = strata("report", finished[0])
     assert status == 0, output

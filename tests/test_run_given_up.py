@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.text import Text
 
-from tests.runs import SMALL_RUN, harvested, kill_when, start, strata
+from tests.runs import SMALL_RUN, harvested, kill_when, start, strata, strata_in_terminal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SWEEP = {
@@ -31,6 +32,14 @@ def weights(run: Path) -> dict[str, bytes]:
     return {file.parents[1].name: file.read_bytes() for file in files}
 
 
+def frames(output: str) -> set[str]:
+    """What a terminal has shown of trials: group, encoder, k, other settings and state."""
+    lines = [Text.from_ansi(line).plain.split() for line in output.splitlines()]
+    rows = [words for words in lines if len(words) > 5 and words[1] == "dense"]
+    # Between them stand step, FVU and tokens/s.
+    return {" ".join((*words[:4], *words[7:])) for words in rows}
+
+
 def there(run: Path, file: str) -> bool:
     return any(run.glob(f"trials/*/{file}"))
 
@@ -40,8 +49,13 @@ def test_trials_that_learn_too_little_are_given_up_and_win_nothing(
 ):
     config = harvested(finished[0], tmp_path, sweep=SWEEP)
     run = tmp_path / "runs" / "small"
-    status, output = strata("sweep", config)
+    status, output = strata_in_terminal("sweep", config, width=100, height=24)
     assert status == 0, output
+    assert frames(output) >= {
+        *("0 dense 8 batch_topk-lr1e-06 running", "0 dense 8 batch_topk-lr1e-06 paused"),
+        *("0 dense 8 batch_topk-lr1e-06 given up", "0 dense 8 batch_topk-lr1e-05 given up"),
+        *("0 dense 8 batch_topk-lr0.001 running", "1 dense 8 batch_topk waiting"),
+    }
     found = results(run)
     n_steps = -(-60_000 // 512)
     stopped = {name: result["stopped_at"] for name, result in found.items()}

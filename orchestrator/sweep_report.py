@@ -1,0 +1,68 @@
+"""What is told of the trials of a sweep on their way: to the tracker, and to a person."""
+
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrialState
+
+from actors.trainer import Trial
+from orchestrator.progress import StageProgress
+from orchestrator.sweep_view import State, SweepView
+from orchestrator.tracking import Tracker
+
+_STATES: dict[str, State] = {
+    TuneTrialState.PENDING: "waiting",
+    TuneTrialState.RUNNING: "running",
+    TuneTrialState.PAUSED: "paused",
+    TuneTrialState.ERROR: "failed",
+}
+
+
+class Report(tune.Callback):
+    """Tells the tracker, the view and the progress bar what trials report."""
+
+    def __init__(
+        self, tracker: Tracker, view: SweepView, progress: StageProgress, n_trials: int
+    ) -> None:
+        """Expect so many trials to end."""
+        self._tracker, self._view, self._progress = tracker, view, progress
+        self._step: dict[str, int] = {}
+        self._left = n_trials
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles callbacks into its own state, which nobody reads."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A turn of Tune's loop: who began, waits at a rung or failed since the last one."""
+        for trial in trials:
+            if trial.status in _STATES:
+                self._view.update(trial.config["trial"], _STATES[trial.status])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One report of one trial."""
+        self._tell(trial.config["trial"], result)
+
+    def _tell(self, mine: Trial, report: dict[str, Any]) -> None:
+        before = self._step.get(mine.id, 0)
+        step = self._step[mine.id] = max(before, int(report["step"]))
+        self._tracker.trial_progress(mine.settings(), mine.metrics_file)
+        known = {"step": step, "tokens_per_second": report["tokens_per_second"]}
+        if "result" not in report:
+            self._view.update(mine, "running", fvu=report["fvu"], **known)
+        else:
+            found = report["result"]
+            given_up = found["stopped_at"] is not None
+            self._left -= 1
+            self._progress.expect_less((mine.n_steps - step) * mine.fit.batch_tokens)
+            self._view.update(mine, "given up" if given_up else "done", fvu=found["fvu"], **known)
+            self._tracker.trial_result(mine.settings(), found)
+        self._progress.advance((step - before) * mine.fit.batch_tokens, self._note(mine, report))
+
+    def _note(self, mine: Trial, report: dict[str, Any]) -> str:
+        if self._progress.is_live:  # the view has the rest
+            return f"{self._left} to go"
+        newest = f"{mine.id} fvu {report['fvu']:.4f} at step {report['step']} of {mine.n_steps}"
+        return f"{self._view.counts()}; {newest}"
