@@ -166,7 +166,7 @@ class ComputeConfig:
     def asked(self) -> dict[str, tuple[str, float]]:
         """What one actor asks for, by setting: the resource, as Ray names it, and how much of it."""
         return {
-            "cpus_per_actor": ("CPU", self.cpus_per_actor),
+            "cpus_per_actor": ("CPU", float(self.cpus_per_actor)),
             "gpus_per_actor": ("GPU", self.gpus_per_actor),
             **(
                 {}
