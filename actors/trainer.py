@@ -8,15 +8,14 @@ bit for bit on a CPU.
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from actors.allocator import keep_freed_memory
+from actors.feed import Feed
 from actors.fidelity import reconstruction_quality
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
@@ -24,11 +23,11 @@ from sae.config import KronShape, SaeConfig
 from sae.fit import Fit, FitConfig, StepReport
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
+from storage.chunk_source import ChunkSource
 from storage.files import write_file
 from storage.hygiene import RowFilter
 from storage.places import Location
 from storage.ring import RingReader
-from storage.windows import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,34 +119,54 @@ def encoder_settings(encoder: Literal["dense"] | KronShape) -> dict[str, Any]:
     }
 
 
+def feed_of(trial: Trial, device: str, shared: ChunkSource | None = None) -> Feed:
+    """The batches that a trial trains on; `shared` is asked first for what is not read in place."""
+    ring = RingReader(trial.ring, trial.id) if trial.ring else None
+    batches = ShuffledBatches(
+        ActivationStore.open(trial.train_store, shared=shared),
+        f"groups/{trial.group}",
+        trial.row_filter,
+        batch_rows=trial.fit.batch_tokens,
+        window_chunks=trial.window_chunks,
+        seed=trial.seed,
+        ring=ring,
+    )
+    return Feed(batches, device, ring)
+
+
 class Trainer:
     """One autoencoder, one group, one device. A plain class: tests call it in process."""
 
-    def __init__(self, trial: Trial, device: str = "cpu", n_threads: int = 1) -> None:
-        """Continue the trial from its checkpoint, or begin it."""
+    def __init__(
+        self, trial: Trial, device: str = "cpu", n_threads: int = 1, feed: Feed | None = None
+    ) -> None:
+        """Continue the trial from its checkpoint, or begin it.
+
+        Args:
+            trial: What to train.
+            device: Where.
+            n_threads: Of the CPU.
+            feed: The batches, if others train on the same ones (`actors.bundle`).
+        """
         torch.set_num_threads(n_threads)
-        self.trial, self._device = trial, device
-        self._ring = RingReader(trial.ring, trial.id) if trial.ring else None
-        batches = ShuffledBatches(
-            ActivationStore.open(trial.train_store),
-            f"groups/{trial.group}",
-            trial.row_filter,
-            batch_rows=trial.fit.batch_tokens,
-            window_chunks=trial.window_chunks,
-            seed=trial.seed,
-            ring=self._ring,
-        )
+        self.trial = trial
+        self._feed = feed or feed_of(trial, device)
+        self._feed.join()
         self._sae = SparseAutoencoder(trial.sae, trial.layer_scale, seed=trial.seed).to(device)
         self._fit = Fit(self._sae, trial.fit, n_steps=trial.n_steps, seed=trial.seed)
-        self._cursor, self._seconds, self._waited = Cursor(epoch=0, step=0), 0.0, 0.0
+        self._seconds, self._waited = 0.0, 0.0
+        self.cursor = Cursor(epoch=0, step=0)
+        """Of the batch for the next step."""
         self._rows: list[dict[str, Any]] = []
+        self._newest: StepReport | None = None
+        """Of the steps since the last report."""
+        self._since = 0
+        """Rows that they have seen."""
         trial.folder.mkdir(parents=True, exist_ok=True)
-        resumes = (trial.folder / "fit.safetensors").is_file()
-        if resumes:
+        if (trial.folder / "fit.safetensors").is_file():
             self._resume()
-        self._stream: Iterator[tuple[Cursor, Batch]] = batches.batches(self._cursor)
-        if not resumes:
-            self._begin()
+        else:
+            self._fit.initialise(*self._feed.at(self.cursor).rows)  # it is trained on as well
         self._saved_at = time.monotonic()
         keep_freed_memory(self._sae.w_dec.nbytes)  # steps make gradients as large, one by one
 
@@ -165,44 +184,63 @@ class Trainer:
     def _last_step(self) -> int:
         return min(self.trial.n_steps, self.trial.stopped_at or self.trial.n_steps)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint is to be written now."""
+        since = time.monotonic() - self._saved_at
+        return self.finished or since >= self.trial.checkpoint_seconds
+
     def advance(self, n_steps: int) -> dict[str, Any]:
         """Train for up to `n_steps` more steps; 0 tells where a continued trial stands.
+
+        Returns:
+            As `report`.
+        """
+        start, waited = time.monotonic(), self._feed.waited
+        for _ in range(min(n_steps, self._last_step - self.step)):
+            self.train()
+        row = self.report(time.monotonic() - start, self._feed.waited - waited)
+        if n_steps and self.is_due:
+            self.save()
+        return row
+
+    def train(self) -> None:
+        """One step."""
+        given = self._feed.at(self.cursor)
+        self._newest = self._fit.step(*given.rows)
+        self._since += len(given.rows[1])
+        self.cursor = given.following
+
+    def report(self, seconds: float, waited: float) -> dict[str, Any]:
+        """Note what came of the steps since the last report, if there were some.
+
+        Args:
+            seconds: That passed, the steps of trials beside this one included.
+            waited: Seconds of these in which the next batch, or its copy to the device, was waited for.
 
         Returns:
             The newest line of the trial's metrics: `step`, `timestamp_ms`, `fvu` (of the last
             batch, lower is better), `l0`, `dead_fraction`, `loss`, `lr`, `tokens_per_second`,
             `data_wait_fraction` (of the time spent).
         """
-        start, waited, rows, report = time.monotonic(), 0.0, 0, None
-        for _ in range(min(n_steps, self._last_step - self.step)):
-            asked = time.monotonic()
-            cursor, batch = next(self._stream)
-            batch = batch.to(self._device)
-            waited += time.monotonic() - asked
-            report = self._fit.step(batch.x, batch.layer)
-            rows += len(batch.layer)
-            self._cursor = Cursor(epoch=cursor.epoch, step=cursor.step + 1)
-        if report is None:
+        if self._newest is None:
             return self._rows[-1]
-        spent = time.monotonic() - start
-        self._seconds += spent
+        self._seconds += seconds
         self._waited += waited
-        self._record(report, rows / spent, waited / spent)
-        if self.finished or time.monotonic() - self._saved_at >= self.trial.checkpoint_seconds:
-            self.save()
+        self._record(self._newest, self._since / seconds, waited / seconds)
+        self._newest, self._since = None, 0
         return self._rows[-1]
 
     def save(self) -> None:
         """Write the checkpoint: whatever happens next, training goes on from here."""
-        extra = {"cursor": asdict(self._cursor), "seconds": self._seconds, "waited": self._waited}
+        extra = {"cursor": asdict(self.cursor), "seconds": self._seconds, "waited": self._waited}
         checkpoint.save_fit(self.trial.folder, self._fit, extra)
         self._saved_at = time.monotonic()
 
     def pause(self) -> None:
         """Write the checkpoint and let go of the data; a new trainer goes on."""
         self.save()
-        if self._ring:
-            self._ring.leave()
+        self._feed.leave()
 
     def finish(self) -> dict[str, Any]:
         """Judge the autoencoder on the validation store and write it with its result.
@@ -213,8 +251,7 @@ class Trainer:
             layer), `tokens` trained on, `stopped_at` (the step at which it was given up, or None) and
             `seconds`.
         """
-        if self._ring:
-            self._ring.leave()
+        self._feed.leave()
         quality = reconstruction_quality(
             self._sae, self.trial.validation_store, self.trial.layers, self.trial.row_filter
         )
@@ -237,15 +274,9 @@ class Trainer:
         write_file(self.trial.result_file, [json.dumps(result, indent=1).encode()])
         return result
 
-    def _begin(self) -> None:
-        cursor, batch = next(self._stream)
-        self._stream = chain([(cursor, batch)], self._stream)  # it is trained on as well
-        batch = batch.to(self._device)
-        self._fit.initialise(batch.x, batch.layer)
-
     def _resume(self) -> None:
         state = checkpoint.load_fit(self.trial.folder, self._fit)
-        self._cursor = Cursor(**state["cursor"])
+        self.cursor = Cursor(**state["cursor"])
         self._seconds, self._waited = state["seconds"], state["waited"]
         self._rows = [row for row in self.trial.rows if row["step"] <= self.step]
 

@@ -15,12 +15,17 @@ CONNECT_SECONDS = 10.0
 STARTS = 3
 """Times that Ray is started on this machine; a busy one can miss the 30 s that Ray gives itself."""
 
-OBJECT_STORE_BYTES = 256 * 2**20  # activations never travel through Ray: receipts and configs do
+OBJECT_STORE_BYTES = 256 * 2**20
+"""For receipts and configurations. Activations are in it only where trials share what they read."""
 
 
 @contextmanager
-def connected(cfg: ComputeConfig) -> Iterator[None]:
+def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     """A Ray cluster for the time inside: a private one, or the one at `cfg.address`.
+
+    Args:
+        cfg: Which one, and what actors ask for.
+        shared_bytes: Room for activations in a private one's object store.
 
     Raises:
         UserError: If no cluster answers at the address, or one actor asks for more than there is.
@@ -29,7 +34,7 @@ def connected(cfg: ComputeConfig) -> Iterator[None]:
         _check_listens(cfg.address)
         _join(cfg.address)
     else:
-        _start(cfg.cpus)
+        _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
     try:
         check_fits(cfg)
         yield
@@ -44,14 +49,14 @@ def _join(address: str) -> None:
         raise UserError(_no_cluster(address, error)) from None
 
 
-def _start(cpus: int | None) -> None:
+def _start(cpus: int | None, object_store_bytes: int) -> None:
     for attempt in range(STARTS):
         try:
             ray.init(
                 "local",
                 num_cpus=cpus,
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=object_store_bytes,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -89,11 +94,11 @@ def _no_cluster(address: str, error: Exception) -> str:
 def check_fits(cfg: ComputeConfig) -> None:
     """Refuse, with a UserError, actors that ask for more than the whole cluster has."""
     total = ray.cluster_resources()
-    for key, asked in (("CPU", cfg.cpus_per_actor), ("GPU", cfg.gpus_per_actor)):
-        if asked > total.get(key, 0):
+    for setting, (kind, asked) in cfg.asked.items():
+        if asked > total.get(kind, 0):
             raise UserError(
-                f"compute.{key.lower()}s_per_actor: {asked} is more than the cluster's "
-                f"{total.get(key, 0):g} {key}s, so no actor could start; lower it or add nodes"
+                f"compute.{setting}: {asked:g} is more than the cluster's "
+                f"{total.get(kind, 0):g} {kind}s, so no actor could start; lower it or add nodes"
             )
 
 
@@ -108,11 +113,20 @@ class Placement:
     @classmethod
     def of(cls, cfg: ComputeConfig) -> "Placement":
         """As many actors as the connected cluster has room for."""
+        return cls._of(cfg, cfg.gpus_per_actor)
+
+    @classmethod
+    def of_trainers(cls, cfg: ComputeConfig) -> "Placement":
+        """The same of trainers, which may have a share of a GPU of their own."""
+        return cls._of(cfg, cfg.gpus_per_trainer)
+
+    @classmethod
+    def _of(cls, cfg: ComputeConfig, gpus: float) -> "Placement":
         total = ray.cluster_resources()
         capacity = int(total["CPU"] // cfg.cpus_per_actor)
-        if cfg.gpus_per_actor:
-            capacity = min(capacity, int(total["GPU"] / cfg.gpus_per_actor))
-        return cls(cpus=cfg.cpus_per_actor, gpus=cfg.gpus_per_actor, capacity=max(1, capacity))
+        if gpus:
+            capacity = min(capacity, int(total["GPU"] / gpus))
+        return cls(cpus=cfg.cpus_per_actor, gpus=gpus, capacity=max(1, capacity))
 
     @property
     def device(self) -> str:

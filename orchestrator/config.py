@@ -132,17 +132,48 @@ class ComputeConfig:
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """Share of a GPU of every harvester, trainer and evaluator; 0 computes on the CPU."""
 
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
+    """Share of a GPU of every trial, in place of gpus_per_actor for trainers; trials of one actor have
+    theirs together."""
+
+    trials_per_actor: Positive = 1
+    """Trials of one group and batch size that train in one process on the same batches, each read,
+    copied to the device and decoded once. Results are the same."""
+
     def __post_init__(self) -> None:
         """Refuse what Ray has no notion of."""
-        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
-            raise ValueError(
-                f"gpus_per_actor: {self.gpus_per_actor} is neither a share of one GPU nor a whole "
-                "number of them; give at most 1, or 2, 3, ..."
-            )
+        for setting, (kind, asked) in self.asked.items():
+            if kind == "GPU" and asked > 1 and asked % 1:
+                all_told = f" x trials_per_actor: {self.trials_per_actor} = {asked:g}"
+                raise ValueError(
+                    f"{setting}: {getattr(self, setting)}"
+                    f"{all_told if asked != getattr(self, setting) else ''} is neither a share of one "
+                    "GPU nor a whole number of them; give at most 1, or 2, 3, ..."
+                )
         if self.address and self.cpus:
             raise ValueError(
                 "cpus: sizes a private cluster, but address names a running one; leave out either"
             )
+
+    @property
+    def gpus_per_trainer(self) -> float:
+        """Of all trials of an actor together."""
+        if self.gpus_per_trial is None:
+            return self.gpus_per_actor
+        return round(self.gpus_per_trial * self.trials_per_actor, 4)  # as finely as Ray counts
+
+    @property
+    def asked(self) -> dict[str, tuple[str, float]]:
+        """What one actor asks for, by setting: the resource, as Ray names it, and how much of it."""
+        return {
+            "cpus_per_actor": ("CPU", float(self.cpus_per_actor)),
+            "gpus_per_actor": ("GPU", self.gpus_per_actor),
+            **(
+                {}
+                if self.gpus_per_trial is None
+                else {"gpus_per_trial": ("GPU", self.gpus_per_trainer)}
+            ),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +210,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what only shows where sections meet."""
+        if self.compute.trials_per_actor > 1 and self.sweep.search.method == "optuna":
+            raise ValueError(
+                f"compute.trials_per_actor: {self.compute.trials_per_actor} with sweep.search.method: "
+                "optuna, which suggests one trial at a time, knowing what came of those before; leave "
+                "it out, or search by grid or random"
+            )
         faults: dict[str, None] = {}
         for _, space in self.sweep.kinds():
             faults |= dict.fromkeys(impossible_training(space, self.train))

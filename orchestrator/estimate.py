@@ -48,8 +48,11 @@ def estimate(cfg: RunConfig, shape: ModelShape, figures: Plan) -> Estimate:
     Raises:
         InputError: If the model's configuration can't be loaded.
     """
-    on_gpu = cfg.compute.gpus_per_actor and torch.cuda.is_available()
-    device, threads = "cuda" if on_gpu else "cpu", cfg.compute.cpus_per_actor
+    device, training_device = (
+        "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        for gpus in (cfg.compute.gpus_per_actor, cfg.compute.gpus_per_trainer)
+    )
+    threads = cfg.compute.cpus_per_actor
     context = cfg.harvest.context or shape.context
     half = CALIBRATION_SECONDS / 2
     tokens = model_rate(cfg.model, context, cfg.harvest.batch_tokens, device, threads, half)
@@ -58,7 +61,7 @@ def estimate(cfg: RunConfig, shape: ModelShape, figures: Plan) -> Estimate:
     }
     kinds = {name: sae for of_group in largest.values() for name, sae in of_group.items()}
     rates = {
-        name: step_rate(sae, cfg.train, device, threads, half / len(kinds))
+        name: step_rate(sae, cfg.train, training_device, threads, half / len(kinds))
         for name, sae in kinds.items()
     }
     trained = math.ceil(cfg.sweep.tokens / cfg.train.batch_tokens) * cfg.train.batch_tokens

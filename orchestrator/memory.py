@@ -19,6 +19,9 @@ from storage.layout import StoreSpec
 IMPORTED_BYTES = 520_000_000
 """Of a process that has imported torch and transformers and loaded nothing."""
 
+KEPT_COLUMN_BYTES = 64 * 2**20
+"""Of columns that trainers read together; each is read once in an epoch."""
+
 _FLOAT = 4
 _INDEX = 8
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
@@ -86,32 +89,66 @@ def _shards_under_way(specs: tuple[StoreSpec, ...]) -> int:
     return sum(sorted(sizes)[-SHARDS_AT_ONCE:])
 
 
-def trainer(cfg: RunConfig, shape: ModelShape, train: StoreSpec) -> ActorMemory:
-    """A trainer of the largest autoencoder: its state, a step, and a window of chunks."""
+def trainer(
+    cfg: RunConfig, shape: ModelShape, train: StoreSpec, n_trainers: int = 1
+) -> ActorMemory:
+    """A trainer of the largest autoencoders: their state, a step, and a window of chunks.
+
+    Chunks that `n_trainers` at a time share are not counted: `shared_bytes` has them.
+    """
     largest = max(corners(cfg, shape.d_model), key=lambda sae: (sae.n_parameters, sae.k))
     weights = largest.n_parameters * _FLOAT
-    # Weights, gradients and two moments; a checkpoint copies all but the gradients.
-    state = 4 * weights
+    # Weights and two moments of each, gradients of one; a checkpoint copies all but the gradients.
+    state = (3 * cfg.compute.trials_per_actor + 1) * weights
     copy = 3 * weights
     tokens = largest_batch(cfg)
     has_auxk = cfg.train.auxk_coefficient > 0 or cfg.sweep.vary.train.auxk_coefficient is not None
     entries = tokens * (largest.k + auxk_size(shape.d_model) * has_auxk // 4)
     step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES + _SCORE_BYTES
-    window = _windows_bytes(cfg, train) + 2 * tokens * shape.d_model * _FLOAT
-    if cfg.compute.gpus_per_actor:
+    in_place = not shares_chunks(cfg) or n_trainers > 1
+    window = _windows_bytes(cfg, train, in_place) + 2 * tokens * shape.d_model * _FLOAT
+    if cfg.compute.gpus_per_trainer:
         return ActorMemory(host=window + copy, device=state + copy + step)
     return ActorMemory(host=window + state + max(copy, step), device=0)
 
 
-def _windows_bytes(cfg: RunConfig, train: StoreSpec) -> int:
+def _windows_bytes(cfg: RunConfig, train: StoreSpec, in_place: bool) -> int:
     """The window that is served and the next: what is noted of their rows, and perhaps the rows.
 
     Chunks that are read in place stay in the system's memory of files, which it takes back.
     """
-    in_place = train.codec == "none" and "://" not in str(cfg.harvest.store or "")
-    width = 0 if in_place else train.d_model * stored_dtype(train.dtype).itemsize
-    rows = min(2 * cfg.sweep.window_chunks * train.chunk_rows, train.n_rows)
-    return rows * (width + 3 * _INDEX)
+    noted = min(2 * cfg.sweep.window_chunks * train.chunk_rows, train.n_rows) * 3 * _INDEX
+    return noted if in_place else noted + _chunk_bytes(cfg, train, 2)
+
+
+def _chunk_bytes(cfg: RunConfig, train: StoreSpec, n_windows: int) -> int:
+    rows = min(n_windows * cfg.sweep.window_chunks * train.chunk_rows, train.n_rows)
+    return rows * train.d_model * stored_dtype(train.dtype).itemsize
+
+
+def shares_chunks(cfg: RunConfig) -> bool:
+    """Whether trainers share what they read through Ray's object store, and not through files."""
+    return cfg.harvest.codec != "none" or "://" in str(cfg.harvest.store or "")
+
+
+def kept_chunk_bytes(cfg: RunConfig, train: StoreSpec, n_groups: int) -> int:
+    """What is kept for trainers at work on some groups: two windows of each, and columns.
+
+    Those that are in step need no more: one window is served, the next is read.
+    """
+    columns = sum(dtype.itemsize for dtype in train.columns.values()) * train.n_rows
+    return n_groups * _chunk_bytes(cfg, train, 2) + min(columns, KEPT_COLUMN_BYTES)
+
+
+def shared_bytes(cfg: RunConfig, train: StoreSpec, n_groups: int, n_trainers: int) -> int:
+    """Shared memory for what trainers read together; 0 if they do not.
+
+    Beside what is kept a third window, as some still use one that others are done with.
+    """
+    if not shares_chunks(cfg) or n_trainers == 1:
+        return 0
+    at_work = min(n_groups, n_trainers)
+    return kept_chunk_bytes(cfg, train, at_work) + at_work * _chunk_bytes(cfg, train, 1)
 
 
 def grouper(pilot: StoreSpec) -> ActorMemory:

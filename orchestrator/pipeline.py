@@ -31,13 +31,14 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     shape = describe(cfg.model)
     check_weights(cfg.model)
     check_device_map(cfg.model)
-    plan.refuse_what_cannot_fit(plan.plan(cfg, shape), cfg)
+    figures = plan.plan(cfg, shape)
+    plan.refuse_what_cannot_fit(figures, cfg)
     directory = RunDirectory.claim(cfg)
     take_back(directory, console)
     tracker = Tracker(cfg, directory, console)
     session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
     try:
-        with cluster.connected(cfg.compute):
+        with cluster.connected(cfg.compute, figures.shared_bytes):
             _stages(session, Pool(Placement.of(cfg.compute)), STAGES.index(until))
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 from actors.language_model import ModelShape, parameter_count
 from orchestrator import memory
@@ -51,6 +52,9 @@ class Plan:
     n_actors: dict[str, int]
     """How many of each work at a time, on this machine or as configured."""
 
+    shared_bytes: int
+    """Of chunks that trainers on this machine share, beside what each has for itself."""
+
     n_trials: int
 
     harvest_tokens: int
@@ -90,6 +94,8 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
     n_trials = sum(n_candidates(cfg, group) for group in range(n_groups))
     arrays = {name: store_bytes(spec) for name, spec in specs.items()}
     parameters = parameter_count(cfg.model)
+    n_actors = _n_actors(cfg, specs, n_trials)
+    n_trainers = n_actors["trainer"]
     return Plan(
         run_dir=cfg.run_dir,
         store=str(cfg.run_dir if cfg.harvest.store is None else cfg.harvest.store),
@@ -107,10 +113,11 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         actors={
             "harvester": memory.harvester(cfg, shape, parameters, specs),
             "grouper": memory.grouper(specs["pilot"]),
-            "trainer": memory.trainer(cfg, shape, specs["train"]),
+            "trainer": memory.trainer(cfg, shape, specs["train"], n_trainers),
             "evaluator": memory.evaluator(cfg, shape, parameters, specs["validation"]),
         },
-        n_actors=_n_actors(cfg, specs, n_trials),
+        n_actors=n_actors,
+        shared_bytes=memory.shared_bytes(cfg, specs["train"], n_groups, n_trainers),
         n_trials=n_trials,
         harvest_tokens=context * sum(spec.n_sequences for spec in specs.values()),
     )
@@ -176,7 +183,7 @@ def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dic
     return {
         "harvester": min(cfg.compute.harvesters or room, room, shards),
         "grouper": 1,
-        "trainer": min(room, n_trials),
+        "trainer": min(room, -(-n_trials // cfg.compute.trials_per_actor)),
         "evaluator": room,
     }
 
@@ -185,7 +192,8 @@ def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
     """Compare a plan with this machine; what other machines of a cluster have is not known here.
 
     Raises:
-        UserError: If the disk has no room for what is written, or memory none for the actors.
+        UserError: If the disk has no room for what is written, memory none for the actors, or one of
+            them asks for more GPUs than there are.
     """
     free = free_disk_bytes(figures.run_dir)
     there = _bytes_under(figures.run_dir)
@@ -198,7 +206,17 @@ def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
             "group.n_groups, or move run_dir to a larger disk"
         )
     if cfg.compute.address is None:
+        _refuse_gpus(cfg, torch.cuda.device_count())
         _refuse_memory(figures, psutil.virtual_memory().available)
+
+
+def _refuse_gpus(cfg: RunConfig, there: int) -> None:
+    for setting, (kind, asked) in cfg.compute.asked.items():
+        if kind == "GPU" and asked > there:
+            raise UserError(
+                f"compute.{setting}: an actor asks for {asked:g} GPUs, and this machine has {there}; "
+                "lower it (0 computes on the CPU), or name a cluster that has them in compute.address"
+            )
 
 
 _LOWER = {
@@ -212,10 +230,13 @@ _LOWER = {
 def _refuse_memory(figures: Plan, available: int) -> None:
     for kind, actor in figures.actors.items():
         n, each = figures.n_actors[kind], actor.host + IMPORTED_BYTES
-        if n * each > available:
+        shared = figures.shared_bytes + IMPORTED_BYTES if figures.shared_bytes else 0
+        beside = shared if kind == "trainer" else 0
+        if n * each + beside > available:
+            more = f", {size(beside)} shared" if beside else ""
             raise UserError(
-                f"{n} {kind}s need {size(n * each)} of memory ({size(each)} each), and this machine "
-                f"has {size(available)} to give; lower {_LOWER[kind]}"
+                f"{n} {kind}s need {size(n * each + beside)} of memory ({size(each)} each{more}), and "
+                f"this machine has {size(available)} to give; lower {_LOWER[kind]}"
             )
 
 

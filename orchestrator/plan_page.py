@@ -44,6 +44,8 @@ def show(console: Console, figures: Plan) -> None:
             f"memory: {size(actor.host + IMPORTED_BYTES)} per {kind}{gpu}, "
             f"{figures.n_actors[kind]} at a time"
         )
+    if figures.shared_bytes:
+        lines.append(f"        {size(figures.shared_bytes)} of chunks that trainers share")
     lines.append(f"        {size(available)} available here")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 

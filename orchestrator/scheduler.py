@@ -1,5 +1,9 @@
 """Ray Tune's scheduler of the sweep: which trials go on, wait or are given up, by `orchestrator.stopping`.
 
+Each trial is judged by itself, whatever bundle it is trained in. A bundle goes on as one: it waits while one
+of its members has to that has come no further than the others, and nobody waits for ever, as those who
+have come the least far of all wait for nobody.
+
 Ray's own ASHAScheduler and MedianStoppingRule compare all trials with one another, whatever their k, and
 forget with the driver. Here every (group, k, d_sae) is a field of its own, and a trial is given up by a
 file in its folder: its trainer goes no further, judges what there is, and leaves a result like any other.
@@ -30,6 +34,7 @@ class LikeWithLike(FIFOScheduler):
         super().__init__()
         self._cfg, self._all_known = cfg, all_known
         self._fields: dict[tuple[int, int, int], Field] = {}
+        self._failed: set[str] = set()
         for trial in known:
             self._look(trial)
             if trial.result_file.is_file() or trial.stopped_at is not None:
@@ -40,37 +45,57 @@ class LikeWithLike(FIFOScheduler):
         return {}
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrialState) -> None:
-        """A trial that others may wait for."""
-        self._look(_ours(trial))
+        """Trials that others may wait for."""
+        for ours in _ours(trial):
+            self._look(ours)
 
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrialState, result: dict[str, Any]
     ) -> str:
-        """What becomes of a trial after its report; who is given up goes on, to find its end at once."""
-        self._look(_ours(trial))
-        waits = self._verdict(_ours(trial)) is Verdict.WAIT
-        return TrialScheduler.PAUSE if waits else TrialScheduler.CONTINUE
+        """What becomes of a bundle after its report; who is given up goes on, to find its end at once."""
+        for ours in _ours(trial):
+            self._look(ours)
+            if ours.id in result["failed"]:
+                self._failed.add(ours.id)
+                self._field(ours).leave(ours.id)
+            else:
+                self._failed.discard(ours.id)  # it is tried again
+        return TrialScheduler.PAUSE if self._waits(trial) else TrialScheduler.CONTINUE
 
     def on_trial_complete(
         self, tune_controller: Any, trial: TuneTrialState, result: dict[str, Any]
     ) -> None:
-        """A trial that has its result."""
-        self._field(_ours(trial)).leave(_ours(trial).id)
+        """Trials that have their results."""
+        self._leave(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrialState) -> None:
-        """A trial that failed for good: nobody waits for it any more."""
-        self._field(_ours(trial)).leave(_ours(trial).id)
+        """Trials that failed for good: nobody waits for them any more."""
+        self._leave(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrialState | None:
         """First who has waited and need not any more, then who has not begun."""
         trials = tune_controller.get_trials()
         for trial in trials:
-            if (
-                trial.status == TuneTrialState.PAUSED
-                and self._verdict(_ours(trial)) is not Verdict.WAIT
-            ):
+            if trial.status == TuneTrialState.PAUSED and not self._waits(trial):
                 return trial
         return next((trial for trial in trials if trial.status == TuneTrialState.PENDING), None)
+
+    def _waits(self, trial: TuneTrialState) -> bool:
+        """Judge the members of a bundle; whether those who are to be trained next have to wait."""
+        under_way = [
+            ours for ours in _ours(trial) if ours.id not in self._failed and self._share(ours) < 1
+        ]
+        waiting = [ours for ours in under_way if self._verdict(ours) is Verdict.WAIT]
+        going = [self._share(ours) for ours in under_way if ours.stopped_at is None]
+        return any(self._share(ours) == min(going) for ours in waiting)
+
+    def _share(self, trial: Trial) -> float:
+        curve = self._field(trial).curves[trial.id]
+        return curve[-1][0] if curve else 0.0
+
+    def _leave(self, trial: TuneTrialState) -> None:
+        for ours in _ours(trial):
+            self._field(ours).leave(ours.id)
 
     def _look(self, trial: Trial) -> None:
         self._field(trial).curves[trial.id] = curve_of(trial.rows, trial.n_steps)
@@ -88,5 +113,5 @@ class LikeWithLike(FIFOScheduler):
         return self._fields.setdefault(key, Field(self._cfg, waits=self._all_known))
 
 
-def _ours(trial: TuneTrialState) -> Trial:
-    return trial.config["trial"]
+def _ours(trial: TuneTrialState) -> tuple[Trial, ...]:
+    return trial.config["trials"]

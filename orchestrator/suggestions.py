@@ -85,7 +85,7 @@ class Suggestions(Searcher):
 
     def suggest(  # pyright: ignore[reportIncompatibleMethodOverride] (FINISHED is a str)
         self, trial_id: str
-    ) -> dict[str, Trial] | str:
+    ) -> dict[str, tuple[Trial]] | str:
         """The next trial: of those that have no result, else one of the study that has the fewest."""
         if self._unfinished:
             trial = self._unfinished.pop(0)
@@ -98,7 +98,7 @@ class Suggestions(Searcher):
         else:
             return Searcher.FINISHED
         self._given[trial_id] = trial
-        return {"trial": trial}
+        return {"trials": (trial,)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

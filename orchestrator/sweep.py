@@ -8,16 +8,21 @@ result yet, each of which continues from its own checkpoint.
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
+from actors.bundle import bundles
 from actors.errors import InputError
 from actors.trainer import Trial
 from orchestrator.candidates import Candidate, candidates
+from orchestrator.chunk_keeper import keeping_chunks
 from orchestrator.cluster import Placement
+from orchestrator.data_wait import waiting
 from orchestrator.group import GroupStage
+from orchestrator.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.ring import harvesting_beside
@@ -31,6 +36,7 @@ from orchestrator.sweep_view import SweepView
 from orchestrator.tune_trial import TuneTrial
 from orchestrator.winners import Result
 from storage.activations import ActivationStore
+from storage.chunk_source import ChunkSource
 from storage.errors import StoreError
 
 
@@ -69,10 +75,15 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
             scheduler = None
             if cfg.sweep.stop.method != "none":
                 scheduler = LikeWithLike(cfg.sweep.stop, trials, all_known=suggestions is None)
-            _tune(session, suggestions or trials, n_left, pool.placement, scheduler, report)
+            placement = Placement.of_trainers(cfg.compute)
+            with _shared_chunks(session, placement, len(ids)) as shared:
+                searched = suggestions or trials
+                _tune(session, searched, n_left, placement, scheduler, report, shared)
             rate, seconds = bar.rate, bar.seconds
         session.say(f"sweep     {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all)")
     found = [(trial, read_json(trial.result_file)) for trial in trials]
+    if n_left:
+        session.say(f"sweep     {waiting(cfg, [result for _, result in found])}")
     _tell_of_stopped(session, found)
     return found
 
@@ -127,6 +138,17 @@ def _tell_of_stopped(session: Session, found: Sequence[tuple[Trial, Result]]) ->
     )
 
 
+def _shared_chunks(
+    session: Session, placement: Placement, n_groups: int
+) -> AbstractContextManager[ChunkSource | None]:
+    """What trials read together, where the system's memory of files does not do that for them."""
+    cfg, store = session.cfg, ActivationStore.open(session.run.train)
+    if store.in_place or placement.capacity == 1:
+        return nullcontext()
+    n_bytes = kept_chunk_bytes(cfg, store.spec, min(n_groups, placement.capacity))
+    return keeping_chunks(session.run.train, n_bytes)
+
+
 def _tune(
     session: Session,
     trials: Suggestions | list[Trial],
@@ -134,6 +156,7 @@ def _tune(
     placement: Placement,
     scheduler: TrialScheduler | None,
     report: Report,
+    shared: ChunkSource | None,
 ) -> None:
     scratch = session.run.path / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -146,14 +169,15 @@ def _tune(
         space = {}
     else:
         missing = [trial for trial in trials if not trial.result_file.is_file()]
-        chosen, space = {}, {"trial": tune.grid_search(missing)}
-    trainable = tune.with_parameters(TuneTrial, device=placement.device, n_threads=placement.cpus)
+        together = bundles(missing, session.cfg.compute.trials_per_actor)
+        chosen, space = {}, {"trials": tune.grid_search(together)}
+    trainable = tune.with_parameters(
+        TuneTrial, device=placement.device, n_threads=placement.cpus, shared=shared
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric="fvu",
-            mode="min",
             scheduler=scheduler,
             reuse_actors=True,
             # Tune would spell the whole trial; its configuration is still a placeholder here.

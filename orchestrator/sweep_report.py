@@ -28,6 +28,8 @@ class Report(tune.Callback):
         self._tracker, self._view, self._progress = tracker, view, progress
         self._step: dict[str, int] = {}
         self._left = n_trials
+        self._left_behind: set[str] = set()
+        """Failed while others of their bundle go on."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks into its own state, which nobody reads."""
@@ -37,13 +39,19 @@ class Report(tune.Callback):
         """A turn of Tune's loop: who began, waits at a rung or failed since the last one."""
         for trial in trials:
             if trial.status in _STATES:
-                self._view.update(trial.config["trial"], _STATES[trial.status])
+                for mine in trial.config["trials"]:
+                    failed = mine.id in self._left_behind
+                    self._view.update(mine, "failed" if failed else _STATES[trial.status])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """One report of one trial."""
-        self._tell(trial.config["trial"], result)
+        """One report of the trials of a bundle."""
+        for mine in trial.config["trials"]:
+            if mine.id in result["reports"]:
+                self._tell(mine, result["reports"][mine.id])
+        self._left_behind -= {mine.id for mine in trial.config["trials"]}
+        self._left_behind |= set(result["failed"])
 
     def _tell(self, mine: Trial, report: dict[str, Any]) -> None:
         before = self._step.get(mine.id, 0)

@@ -1,47 +1,59 @@
-"""A trial as Ray Tune runs it."""
+"""A bundle of trials as Ray Tune runs it."""
 
 import math
 from typing import Any
 
 from ray import tune
 
-from actors.trainer import Trainer, Trial
+from actors.bundle import Bundle
+from actors.trainer import Trial
+from storage.chunk_source import ChunkSource
 
 REPORTS_PER_TRIAL = 20
 
 
 class TuneTrial(tune.Trainable):
-    """A `Trainer` as Ray Tune wants it; the process is kept from one trial to the next."""
+    """A `Bundle` as Ray Tune wants it; the process is kept from one to the next.
+
+    A report is `{"reports": by trial what its trainer reports, "failed": ids, "done": whether all ended}`.
+    """
 
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride] (tune.with_parameters)
-        self, config: dict[str, Any], device: str, n_threads: int
+        self, config: dict[str, Any], device: str, n_threads: int, shared: ChunkSource | None
     ) -> None:
-        """Begin or continue the trial that the configuration holds."""
-        trial: Trial = config["trial"]
-        self._stride = math.ceil(trial.n_steps / REPORTS_PER_TRIAL)
-        self._trainer = Trainer(trial, device, n_threads)
-        self._continues = self._trainer.step > 0
+        """Begin or continue the trials that the configuration holds."""
+        trials: tuple[Trial, ...] = config["trials"]
+        self._stride = math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL)
+        self._bundle = Bundle(trials, device, n_threads, shared)
+        self._continues = self._bundle.step > 0
 
     def step(self) -> dict[str, Any]:
-        """Train up to the next report; after the last one the result is there.
+        """Train up to the next report; after the last one of a trial its result is there.
 
-        A trial that is continued first says where it stands: it may have to wait there, or end.
+        Trials that are continued first say where they stand: they may have to wait there, or end.
+        One that fails is left behind, and fails for Tune, which tries it again, when the others have ended.
         """
-        left = self._stride - self._trainer.step % self._stride
-        metrics: dict[str, Any] = self._trainer.advance(0 if self._continues else left)
+        left = self._stride - self._bundle.step % self._stride
+        reports = self._bundle.advance(0 if self._continues else left)
         self._continues = False
-        if self._trainer.finished:
-            metrics = {**metrics, "result": self._trainer.finish(), "done": True}
-        return metrics
+        failures = self._bundle.failures
+        if self._bundle.is_over and not reports and failures:
+            raise next(iter(failures.values()))
+        return {
+            "reports": reports,
+            "failed": list(failures),
+            "done": self._bundle.is_over and not failures,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trial's own checkpoint; Tune's, which it asks for before a pause, is empty."""
-        self._trainer.pause()
+        """Write the trials' own checkpoints; Tune's, which it asks for before a pause, is empty."""
+        self._bundle.pause()
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the trainer began where its own checkpoint was."""
+        """Nothing: the trainers began where their own checkpoints were."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take over another trial in the same process."""
+        """Take over other trials in the same process."""
+        del self._bundle  # never two in memory
         self.setup(new_config)  # pyright: ignore[reportCallIssue] (tune.with_parameters)
         return True

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from storage.bulk_file import Bytes
+from storage.chunk_source import ChunkSource
 from storage.codecs import compressor
 from storage.commits import CommitLog, LayerTotals, ShardRecord
 from storage.encoding import EncodedRows, decode
@@ -28,12 +29,19 @@ from storage.shards import padded, shard_parts, with_checksum
 class ActivationStore:
     """Activations of several layers or groups at the same token positions, at one place."""
 
-    def __init__(self, where: Place, spec: StoreSpec, root: Root, memory_map: bool) -> None:
+    def __init__(
+        self,
+        where: Place,
+        spec: StoreSpec,
+        root: Root,
+        memory_map: bool,
+        shared: ChunkSource | None = None,
+    ) -> None:
         """Use `create` or `open`."""
         self.place = where
         self.spec = spec
         self._commits = CommitLog(where, spec.digest)
-        self._reader = ShardReader(where, spec, root, self._commits, memory_map)
+        self._reader = ShardReader(where, spec, root, self._commits, memory_map, shared)
         self._scales = np.ones(spec.layers[-1] + 1, np.float32)
         self._scales[list(spec.layers)] = spec.scales
 
@@ -59,20 +67,28 @@ class ActivationStore:
         return store
 
     @classmethod
-    def open(cls, location: Location, *, memory_map: bool = True) -> "ActivationStore":
+    def open(
+        cls, location: Location, *, memory_map: bool = True, shared: ChunkSource | None = None
+    ) -> "ActivationStore":
         """The store at a place, for reading or for writing more of its shards.
 
         Args:
             location: A place, a path or a URL.
             memory_map: Read uncompressed shards on a disk in place, several times faster than through zarr;
                 the numbers are the same.
+            shared: Who is asked first for activations that are not read in place, and for columns.
 
         Raises:
             StoreError: If there is none, or this version of Strata can't read it.
         """
         where = place(location)
         root = read_root(where, "activation")
-        return cls(where, StoreSpec.from_json(root.spec), root, memory_map)
+        return cls(where, StoreSpec.from_json(root.spec), root, memory_map, shared)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether activations are read through a memory map, which processes of a machine share."""
+        return self._reader.in_place
 
     # Writing
 

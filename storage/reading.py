@@ -1,7 +1,8 @@
 """Rows of committed shards, whichever way is fastest; each way checks every byte it gives.
 
 A column is one plain chunk per shard. Uncompressed activations on a local disk are read in place,
-through a memory map; whatever else through zarr, which checks each chunk itself.
+through a memory map; whatever else through zarr, which checks each chunk itself, unless a `ChunkSource` has it
+decoded.
 """
 
 import mmap
@@ -12,6 +13,7 @@ import numpy as np
 import zarr
 from jaxtyping import Shaped
 
+from storage.chunk_source import ChunkSource
 from storage.commits import CommitLog
 from storage.dtypes import stored_dtype
 from storage.errors import StoreError
@@ -31,7 +33,13 @@ class ShardReader:
     """Reads stored rows of one store."""
 
     def __init__(
-        self, place: Place, spec: StoreSpec, root: Root, commits: CommitLog, memory_map: bool
+        self,
+        place: Place,
+        spec: StoreSpec,
+        root: Root,
+        commits: CommitLog,
+        memory_map: bool,
+        shared: ChunkSource | None,
     ) -> None:
         """Read nothing yet.
 
@@ -41,14 +49,21 @@ class ShardReader:
             root: Its root, which vouches for the metadata that zarr needs.
             commits: Its commit records; they vouch for the files of shards.
             memory_map: Whether uncompressed shards on a disk are read in place; else through zarr too.
+            shared: Who is asked first for what is not read in place.
         """
         self._place, self._spec, self._root, self._commits = place, spec, root, commits
         self._folder = place.folder if memory_map and spec.codec == "none" else None
+        self._shared = None if self.in_place else shared
         self._seen: set[str] = set()
         self._maps: dict[tuple[str, int], tuple[mmap.mmap, np.ndarray]] = {}
         self._sound: set[tuple[str, int]] = set()
         self._zarr: dict[str, zarr.Array] = {}
         self._columns: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether activations are read through a memory map, which processes of a machine share."""
+        return self._folder is not None
 
     def activations(self, array: str, start: int, stop: int) -> Shaped[np.ndarray, "rows d_model"]:
         """Rows of an array as stored. What lies in one chunk may be a view of the file.
@@ -59,6 +74,12 @@ class ShardReader:
         self._check_range(array, start, stop)
         if self._folder is not None:
             return self._joined(start, stop, self._spec.chunk_rows, self._chunk_of(array))
+        if self._shared is not None:
+            return self._joined(start, stop, self._spec.chunk_rows, self._shared_chunk_of(array))
+        return self._decoded(array, start, stop)
+
+    def _decoded(self, array: str, start: int, stop: int) -> np.ndarray:
+        """Rows through zarr."""
         key = f"{array}/x"
         for shard in self._shards(start, stop):
             self._check_file(activation_file(array, shard), shard)
@@ -93,15 +114,21 @@ class ShardReader:
     def _column(self, name: str, shard: int) -> np.ndarray:
         """A column of a whole shard; those that were read last are kept."""
         if (name, shard) not in self._columns:
-            file = self._check_file(f"{name}/c/{shard}", shard)
-            data = without_checksum(self._place.read(file))
-            if data is None:
-                raise StoreError(f"{self._place}/{file} is damaged; {MEND}")
-            self._columns[name, shard] = np.frombuffer(data, self._spec.columns[name])
+            found = self._shared.column(name, shard) if self._shared else None
+            self._columns[name, shard] = (
+                self._stored_column(name, shard) if found is None else found
+            )
             while sum(column.nbytes for column in self._columns.values()) > _COLUMN_BYTES:
                 self._columns.popitem(last=False)
         self._columns.move_to_end((name, shard))
         return self._columns[name, shard]
+
+    def _stored_column(self, name: str, shard: int) -> np.ndarray:
+        file = self._check_file(f"{name}/c/{shard}", shard)
+        data = without_checksum(self._place.read(file))
+        if data is None:
+            raise StoreError(f"{self._place}/{file} is damaged; {MEND}")
+        return np.frombuffer(data, self._spec.columns[name])
 
     def _joined(
         self,
@@ -140,6 +167,14 @@ class ShardReader:
             dtype = stored_dtype(self._spec.dtype)
             n_bytes = self._spec.chunk_rows * self._spec.d_model * dtype.itemsize
             return content[:n_bytes].view(dtype).reshape(-1, self._spec.d_model)
+
+        return chunk_of
+
+    def _shared_chunk_of(self, array: str) -> Callable[[int], np.ndarray]:
+        def chunk_of(chunk: int) -> np.ndarray:
+            assert self._shared is not None
+            found = self._shared.chunk(array, chunk)
+            return self._decoded(array, *self._spec.chunk_range(chunk)) if found is None else found
 
         return chunk_of
 

@@ -98,11 +98,47 @@ def disturbed(endpoint: str, seed: int) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with _served(Handler) as proxy:
+        yield proxy, done
+
+
+@contextmanager
+def counted(endpoint: str) -> Iterator[tuple[str, list[int]]]:
+    """Another endpoint of the same server, and the bytes of every body that was fetched through it."""
+    fetched: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_request(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, headers, answer = _forwarded(
+                endpoint, self.command, self.path, self.headers, body
+            )
+            if self.command == "GET":
+                fetched.append(len(answer))
+            self.send_response_only(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_request  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with _served(Handler) as proxy:
+        yield proxy, fetched
+
+
+@contextmanager
+def _served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{proxy.server_port}", done
+        yield f"http://127.0.0.1:{proxy.server_port}"
     finally:
         proxy.shutdown()
         proxy.server_close()

@@ -78,3 +78,5 @@ def test_an_actor_too_large_for_the_cluster_is_refused(pool: Pool):
         cluster.check_fits(ComputeConfig(cpus=2, cpus_per_actor=64))
     with pytest.raises(UserError, match=r"compute\.gpus_per_actor"):
         cluster.check_fits(ComputeConfig(cpus=2, gpus_per_actor=1.0))
+    with pytest.raises(UserError, match=r"compute\.gpus_per_trial: 2 is more than the cluster's 0"):
+        cluster.check_fits(ComputeConfig(cpus=2, gpus_per_trial=0.5, trials_per_actor=4))

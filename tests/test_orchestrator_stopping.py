@@ -22,6 +22,7 @@ from storage.hygiene import Hygiene, RowFilter
 ASHA = StopConfig(method="asha", grace=0.1, reduction=3.0)
 MEDIAN = StopConfig(method="median", grace=0.1)
 STEPS = 20
+REPORT = {"failed": []}
 
 
 def field(cfg: StopConfig, waits: bool, curves: Mapping[str, Sequence[float]]) -> Field:
@@ -161,7 +162,7 @@ def reported(trial: Trial, *fvus: float) -> None:
 
 def started(trials: list[Trial]) -> tuple[LikeWithLike, Controller]:
     scheduler = LikeWithLike(ASHA, trials, all_known=True)
-    states = [TuneTrialState("", stub=True, config={"trial": trial}) for trial in trials]
+    states = [TuneTrialState("", stub=True, config={"trials": (trial,)}) for trial in trials]
     controller = Controller(states)
     for state in states:
         scheduler.on_trial_add(controller, state)
@@ -180,7 +181,7 @@ def test_only_trials_of_one_group_k_and_width_are_compared(trial: Trial):
         reported(other, 0.01, 0.01)
     reported(alone, 0.9, 0.9)
     for state in controller.get_trials():
-        assert scheduler.on_trial_result(controller, state, {}) == TrialScheduler.CONTINUE
+        assert scheduler.on_trial_result(controller, state, REPORT) == TrialScheduler.CONTINUE
     assert [t.stopped_at for t in (*others, alone)] == [None] * 4
 
 
@@ -189,17 +190,17 @@ def test_who_waits_is_paused_and_chosen_again_when_the_last_has_come(trial: Tria
     scheduler, controller = started([bad, good])
     first, second = controller.get_trials()
     reported(bad, 0.9, 0.8)
-    assert scheduler.on_trial_result(controller, first, {}) == TrialScheduler.PAUSE
+    assert scheduler.on_trial_result(controller, first, REPORT) == TrialScheduler.PAUSE
     first.status, second.status = TuneTrialState.PAUSED, TuneTrialState.PENDING
     assert scheduler.choose_trial_to_run(controller) is second
     second.status = TuneTrialState.RUNNING
     assert scheduler.choose_trial_to_run(controller) is None
     reported(good, 0.5, 0.4)
-    assert scheduler.on_trial_result(controller, second, {}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(controller, second, REPORT) == TrialScheduler.CONTINUE
     assert scheduler.choose_trial_to_run(controller) is first
     assert (bad.stopped_at, good.stopped_at) == (2, None)
     # Going on, it says where it stands, and finds its end.
-    assert scheduler.on_trial_result(controller, first, {}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(controller, first, REPORT) == TrialScheduler.CONTINUE
 
 
 def test_a_killed_sweep_judges_as_one_that_was_not(trial: Trial):
@@ -210,15 +211,15 @@ def test_a_killed_sweep_judges_as_one_that_was_not(trial: Trial):
     scheduler, controller = started([good, bad, late])
     states = controller.get_trials()
     for state in states[:2]:
-        assert scheduler.on_trial_result(controller, state, {}) == TrialScheduler.PAUSE
+        assert scheduler.on_trial_result(controller, state, REPORT) == TrialScheduler.PAUSE
     reported(late, 0.7, 0.6)
-    assert scheduler.on_trial_result(controller, states[2], {}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(controller, states[2], REPORT) == TrialScheduler.CONTINUE
     assert late.stopped_at == 2
 
     scheduler, controller = started([good, bad, late])  # killed, and called again
     states = controller.get_trials()
     for state in states:
-        assert scheduler.on_trial_result(controller, state, {}) == TrialScheduler.CONTINUE
+        assert scheduler.on_trial_result(controller, state, REPORT) == TrialScheduler.CONTINUE
     assert [t.stopped_at for t in (good, bad, late)] == [None, 2, 2]
 
 
@@ -227,7 +228,7 @@ def test_nobody_waits_for_a_trial_that_failed(trial: Trial):
     scheduler, controller = started([one, other])
     first, second = controller.get_trials()
     reported(one, 0.5, 0.4)
-    assert scheduler.on_trial_result(controller, first, {}) == TrialScheduler.PAUSE
+    assert scheduler.on_trial_result(controller, first, REPORT) == TrialScheduler.PAUSE
     first.status = TuneTrialState.PAUSED
     scheduler.on_trial_error(controller, second)
     assert scheduler.choose_trial_to_run(controller) is first

@@ -58,7 +58,7 @@ def suggestions(cfg: RunConfig, folder: Path, groups: tuple[int, ...] = (0, 1)) 
 def suggested(searcher: Suggestions, name: str) -> Trial:
     found = searcher.suggest(name)
     assert isinstance(found, dict)
-    return found["trial"]
+    return found["trials"][0]
 
 
 def ended(searcher: Suggestions, name: str, trial: Trial) -> None:

@@ -1,0 +1,104 @@
+"""Several autoencoders of one group that train on the same batches, in one process.
+
+A batch is read, copied to the device and decoded once, and then each member takes its step. A member is a
+trial like any other: it has its folder, checkpoint, place in the data and result, and ends with the same bits
+as if it had been trained alone.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from actors.trainer import Trainer, Trial, feed_of
+from storage.chunk_source import ChunkSource
+
+
+def bundles(trials: Iterable[Trial], size: int) -> list[tuple[Trial, ...]]:
+    """Trials that train on the same batches, up to `size` together, in the order of the first of each."""
+    alike: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        batches = (trial.group, trial.fit.batch_tokens, trial.window_chunks, trial.seed)
+        alike.setdefault((*batches, trial.n_steps), []).append(trial)
+    return [
+        tuple(some[first : first + size])
+        for some in alike.values()
+        for first in range(0, len(some), size)
+    ]
+
+
+class Bundle:
+    """Trains the trials of one of `bundles` that have no result yet."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        device: str = "cpu",
+        n_threads: int = 1,
+        shared: ChunkSource | None = None,
+    ) -> None:
+        """Continue each member from its checkpoint, or begin it.
+
+        Args:
+            trials: One of `bundles`.
+            device: Where they are trained.
+            n_threads: Of the CPU.
+            shared: Who is asked first for parts of the store that are not read in place.
+        """
+        self._feed = feed_of(trials[0], device, shared)
+        self._members = [
+            Trainer(trial, device, n_threads, self._feed)
+            for trial in trials
+            if not trial.result_file.is_file()
+        ]
+        self.failures: dict[str, Exception] = {}
+        """By trial, what stopped a member; the others go on without it."""
+
+    @property
+    def step(self) -> int:
+        """Steps done by those who have done the fewest."""
+        return min((member.step for member in self._members), default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every member has ended."""
+        return not self._members
+
+    def advance(self, n_steps: int) -> dict[str, dict[str, Any]]:
+        """Train for `n_steps` more steps; whoever has come further waits for the others.
+
+        Returns:
+            By trial, what `Trainer.report` tells; of those that have ended also the `result`.
+        """
+        start, waited, goal = time.monotonic(), self._feed.waited, self.step + n_steps
+        while moving := [m for m in self._members if m.step < goal and not m.finished]:
+            last = min(member.step for member in moving)
+            for member in moving:
+                if member.step == last:
+                    self._train(member)
+        spent, waited = time.monotonic() - start, self._feed.waited - waited
+        reports = {m.trial.id: {**m.report(spent, waited)} for m in self._members}
+        if n_steps and any(member.is_due for member in self._members):
+            self._save()
+        for member in [member for member in self._members if member.finished]:
+            reports[member.trial.id] |= {"result": member.finish()}
+            self._members.remove(member)
+        return reports
+
+    def pause(self) -> None:
+        """Write all checkpoints and let go of the data; a new bundle goes on."""
+        for member in self._members:
+            member.pause()
+
+    def _save(self) -> None:
+        """All at the same step, so that a crash leaves nobody far behind."""
+        for member in self._members:
+            member.save()
+
+    def _train(self, member: Trainer) -> None:
+        self._feed.at(member.cursor)  # what fails here fails for all
+        try:
+            member.train()
+        except (ValueError, RuntimeError) as error:  # of torch, and of `sae`
+            self.failures[member.trial.id] = error
+            self._members.remove(member)
+            self._feed.leave()
