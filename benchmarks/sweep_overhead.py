@@ -51,7 +51,7 @@ class Size:
             "sweep": {
                 "k": [32],
                 "encoders": ["dense", {"h": 128, "m": 2, "n": 4}],
-                "tokens": 2_500_000,
+                "tokens": 3_200_000,
             }
         }
     )
