@@ -64,7 +64,7 @@ def trial(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
         layers=(0, 2),
         sae=SaeConfig(d_model=64, d_sae=64, k=4),
         fit=FitConfig(batch_tokens=512, lr=1e-3),
-        n_steps=9,  # nearly a pass
+        n_steps=6,  # most of a pass
         seed=3,
         layer_scale={0: 1.0, 2: 1.0},
         window_chunks=WINDOW_CHUNKS,
@@ -120,9 +120,9 @@ def test_six_trials_in_step_fetch_hardly_more_than_one(fetched: list[int], trial
 
 
 def test_trials_far_apart_and_a_keeper_that_dies_change_nothing(fetched: list[int], trial: Trial):
-    alone = [replace(t, folder=t.folder / "alone") for t in several(trial, 2)]
+    two = several(replace(trial, n_steps=14), 2)
+    alone = [replace(t, folder=t.folder / "alone") for t in two]
     in_step(alone, None)
-    two = several(trial, 2)
     with keeping_chunks(STORE, CHUNK_BYTES) as shared:  # room for a chunk: nothing is there twice
         ahead, behind = (Bundle([t], shared=shared) for t in two)
         ahead.advance(5)
