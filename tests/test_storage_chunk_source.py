@@ -50,7 +50,9 @@ def some_batches(store: ActivationStore) -> list[tuple[Cursor, bytes, bytes]]:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("has", [lambda _: True, lambda n: n % 3, lambda _: False], ids=str)
+@pytest.mark.parametrize(
+    "has", [lambda _: True, lambda n: n % 3, lambda _: False], ids=["all", "some", "none"]
+)
 def test_batches_do_not_tell_where_their_chunks_came_from(
     tmp_path: Path, dtype: str, has: Callable[[int], bool]
 ):
