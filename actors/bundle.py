@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from actors.trainer import Trainer, Trial, feed_of
+from actors.trainer import Trainer, feed_of
+from actors.trial import Trial
 from storage.chunk_source import ChunkSource
 
 

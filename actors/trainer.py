@@ -1,122 +1,27 @@
 """Fits one autoencoder on one group of layers, and survives being killed.
 
-Everything a trial knows lies in its folder: `metrics.jsonl` (a line per report), a checkpoint
-(weights, optimizer, statistics, random state, place in the data), `stopped.json` if it was given up, and at
-the end the autoencoder and `result.json`, written last. A trainer made anew on the same folder continues from the checkpoint,
-bit for bit on a CPU.
+A trainer made anew on a trial's folder (`actors.trial`) continues from the checkpoint there, bit for bit on a CPU.
 """
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from actors.allocator import keep_freed_memory
 from actors.feed import Feed
 from actors.fidelity import reconstruction_quality
+from actors.trial import Trial
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
-from sae.config import KronShape, SaeConfig
-from sae.fit import Fit, FitConfig, StepReport
+from sae.fit import Fit, StepReport
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.chunk_source import ChunkSource
 from storage.files import write_file
-from storage.hygiene import RowFilter
-from storage.places import Location
 from storage.ring import RingReader
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One candidate: an autoencoder to fit, and on what."""
-
-    id: str
-    """Unique in the run and the same in every call, for instance `g0-k16-dense-topk`."""
-
-    group: int
-    layers: tuple[int, ...]
-    sae: SaeConfig
-    fit: FitConfig
-    n_steps: int
-    seed: int
-
-    layer_scale: dict[int, float]
-    """Factor per layer that brings its mean norm to sqrt(d_model)."""
-
-    window_chunks: int
-    checkpoint_seconds: float
-
-    train_store: Location
-    validation_store: Location
-    row_filter: RowFilter
-    folder: Path
-    """Of this trial alone."""
-
-    ring: Location | None = None
-    """Where readers ask for shards, if the training store holds only those that are needed next."""
-
-    @property
-    def result_file(self) -> Path:
-        """Exists when the trial is finished."""
-        return self.folder / "result.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """A JSON object per line: step, timestamp_ms and the metrics."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """What `metrics_file` holds so far."""
-        if not self.metrics_file.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
-
-    @property
-    def stopped_at(self) -> int | None:
-        """The step at which it was given up, if it was."""
-        file = self.folder / "stopped.json"
-        return json.loads(file.read_text())["step"] if file.is_file() else None
-
-    def stop_at(self, step: int) -> None:
-        """Give it up: whoever trains it, now or after a crash, goes no further and judges it there."""
-        write_file(self.folder / "stopped.json", [json.dumps({"step": step}).encode()])
-
-    def settings(self) -> dict[str, Any]:
-        """What tells this trial from others, flat."""
-        return {
-            "trial": self.id,
-            "group": self.group,
-            "layers": list(self.layers),
-            **encoder_settings(self.sae.encoder),
-            "k": self.sae.k,
-            "selection": self.sae.selection,
-            "d_sae": self.sae.d_sae,
-            "prefixes": list(self.sae.prefixes),
-            "scaling": self.sae.scaling,
-            **asdict(self.fit),
-            "betas": list(self.fit.betas),
-            "lr": self.fit.peak_lr(self.sae.d_sae),
-            "n_parameters": self.sae.n_parameters,
-            "encoder_parameters": self.sae.n_encoder_parameters,
-            "encoder_flops_per_token": self.sae.encoder_flops_per_token,
-        }
-
-
-def encoder_settings(encoder: Literal["dense"] | KronShape) -> dict[str, Any]:
-    """What tells an encoder from others, flat."""
-    kron = encoder if isinstance(encoder, KronShape) else None
-    return {
-        "encoder": "kron" if kron else "dense",
-        "h": kron.h if kron else None,
-        "m": kron.m if kron else None,
-        "n": kron.n if kron else None,
-        "activation": kron.activation if kron else None,
-    }
 
 
 def feed_of(trial: Trial, device: str, shared: ChunkSource | None = None) -> Feed:

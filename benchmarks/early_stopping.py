@@ -33,12 +33,7 @@ class Size:
         default_factory=lambda: {
             "sweep": {
                 "k": [8, 16, 32],
-                "encoders": [
-                    "dense",
-                    {"h": 128, "m": 2, "n": 4},
-                    {"h": 64, "m": 4, "n": 4},
-                    {"h": 32, "m": 4, "n": 8},
-                ],
+                "encoders": [{"kron": {"m": [2, 4], "n": [4, 8]}}],
             }
         }
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from actors.trainer import encoder_settings
+from actors.trial import encoder_settings
 from orchestrator.config import RunConfig
 from orchestrator.labels import encoder_label
 from orchestrator.space import Choice, Space, fit_config, sae_config

@@ -9,7 +9,7 @@ import torch
 
 from actors.calibration import model_rate, step_rate
 from actors.language_model import ModelShape
-from actors.trainer import encoder_settings
+from actors.trial import encoder_settings
 from orchestrator.candidates import corners, n_candidates
 from orchestrator.config import RunConfig
 from orchestrator.labels import encoder_label

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.evaluator import Evaluator
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import read_json, write_json

@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.stopping import Field, Verdict, curve_of
 from orchestrator.sweep_config import StopConfig
 

@@ -21,7 +21,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.axes import FloatRange, IntRange
 from orchestrator.candidates import Candidate, candidate
 from orchestrator.config import RunConfig

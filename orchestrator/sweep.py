@@ -16,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from actors.bundle import bundles
 from actors.errors import InputError
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.candidates import Candidate, candidates
 from orchestrator.chunk_keeper import keeping_chunks
 from orchestrator.cluster import Placement

@@ -5,7 +5,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrialState
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.progress import StageProgress
 from orchestrator.sweep_view import State, SweepView
 from orchestrator.tracking import Tracker

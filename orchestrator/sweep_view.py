@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from actors.trainer import Trial, encoder_settings
+from actors.trial import Trial, encoder_settings
 from orchestrator.labels import encoder_label
 
 State = Literal["running", "waiting", "paused", "done", "given up", "failed"]

@@ -6,7 +6,7 @@ from typing import Any
 from ray import tune
 
 from actors.bundle import Bundle
-from actors.trainer import Trial
+from actors.trial import Trial
 from storage.chunk_source import ChunkSource
 
 REPORTS_PER_TRIAL = 20

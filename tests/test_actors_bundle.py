@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from actors.bundle import Bundle, bundles
-from actors.trainer import Trainer, Trial
+from actors.trainer import Trainer
+from actors.trial import Trial
 from sae.config import KronShape, SaeConfig
 from sae.fit import Fit, FitConfig
 from storage.hygiene import Hygiene, RowFilter

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.trainer import Trainer, Trial
+from actors.trainer import Trainer
+from actors.trial import Trial
 from sae import checkpoint
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig

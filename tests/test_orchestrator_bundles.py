@@ -3,7 +3,7 @@
 from ray.tune.experiment import Trial as TuneTrialState
 from ray.tune.schedulers import TrialScheduler
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.scheduler import LikeWithLike
 from tests.test_orchestrator_stopping import ASHA, REPORT, Controller, like, reported, trial
 

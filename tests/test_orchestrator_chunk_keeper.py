@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from actors.bundle import Bundle
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator import cluster
 from orchestrator.chunk_keeper import ChunkKeeper, keeping_chunks
 from orchestrator.config import ComputeConfig

@@ -29,7 +29,8 @@ from actors.evaluator import Evaluator
 from actors.grouper import Grouper
 from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.language_model import describe, parameter_count
-from actors.trainer import Trainer, Trial
+from actors.trainer import Trainer
+from actors.trial import Trial
 from orchestrator import config_file, memory
 from orchestrator.stores import store_spec
 from sae.config import SaeConfig

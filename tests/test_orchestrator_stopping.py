@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray.tune.experiment import Trial as TuneTrialState
 from ray.tune.schedulers import TrialScheduler
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.scheduler import LikeWithLike
 from orchestrator.stopping import Field, Verdict, curve_of
 from orchestrator.sweep_config import StopConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator.candidates import Candidate
 from orchestrator.config import RunConfig
 from orchestrator.suggestions import Suggestions

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from actors.trainer import Trial
+from actors.trial import Trial
 from orchestrator import progress
 from orchestrator.progress import stage
 from orchestrator.sweep_view import SweepView
