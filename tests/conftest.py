@@ -24,6 +24,7 @@ os.environ.update(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (`make test`), one of them does all whole runs: each takes the machine's cores."""
     for item in items:
