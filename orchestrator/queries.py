@@ -75,7 +75,8 @@ def trial_table(uri: str, found: list[Found]) -> Table:
     for trial in found:
         metrics, params = trial["metrics"], trial["params"]
         table.add_row(
-            *(Path(trial["tags"]["run_dir"]).name, trial["name"], trial["status"].lower()),
+            *(Path(trial["tags"]["run_dir"]).name, trial["name"]),
+            "given up" if "stopped_at" in metrics else trial["status"].lower(),
             *(params.get("group", ""), encoder_label(params) if "encoder" in params else ""),
             params.get("k", ""),
             *(_figure(metrics, "final_fvu", ".4f"), _figure(metrics, "final_l0", ".1f")),

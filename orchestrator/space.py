@@ -147,17 +147,16 @@ def impossible_training(space: Space, base: FitConfig) -> Iterator[str]:
     axes = {n.removeprefix(TRAIN): a for n, a in space.axes.items() if n.startswith(TRAIN)}
     firsts = {name: axis.ends[0][0] for name, axis in axes.items()}
     for (a, first), (b, second) in itertools.combinations_with_replacement(axes.items(), 2):
-        for (x, _), (y, path) in itertools.product(first.ends, second.ends):
+        for (x, at), (y, path) in itertools.product(first.ends, second.ends):
             varied = {**firsts, a: x, b: y}
             try:
                 replace(base, **varied)
             except ValueError as error:
                 for line in str(error).splitlines():
                     name, _, text = line.partition(": ")
-                    if name in axes:
-                        place = next(p for value, p in axes[name].ends if value == varied[name])
-                        yield f"{place}: {text}"
-                    else:
+                    if name in (a, b):
+                        yield f"{path if name == b else at}: {text}"
+                    elif name not in axes:  # else it is told where that axis is looked at
                         yield f"{path}: with it train.{line}"
 
 

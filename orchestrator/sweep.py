@@ -5,6 +5,7 @@ is written seconds late: so a killed sweep is continued by starting Tune on the 
 result yet, each of which continues from its own checkpoint.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from orchestrator.candidates import Candidate, candidates
 from orchestrator.chunk_keeper import keeping_chunks
 from orchestrator.cluster import Placement
 from orchestrator.data_wait import waiting
+from orchestrator.errors import UserError
 from orchestrator.group import GroupStage
 from orchestrator.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
@@ -44,7 +46,8 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
     """All trials with their results; those without one are trained first, in parallel.
 
     Raises:
-        RuntimeError: If a trial failed; finished ones are kept.
+        UserError: If a trial can't be trained, as it diverges; finished ones are kept, as always.
+        RuntimeError: If a trial failed otherwise.
     """
     cfg = session.cfg
     ids = [group.id for group in groups.grouping.groups]
@@ -192,6 +195,7 @@ def _tune(
             callbacks=[report],
         ),
     )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told below
     results = tuner.fit()
     known = trials.trials if isinstance(trials, Suggestions) else trials
     failed = [trial.id for trial in known if not trial.result_file.is_file()]
@@ -200,9 +204,12 @@ def _tune(
         if isinstance(cause, InputError | StoreError):
             raise cause
     if failed:
+        told = f"{len(failed)} of {n_left} trials failed ({', '.join(failed)}); the others are kept"
+        if causes and all(isinstance(cause, ValueError) for cause in causes):
+            raise UserError(
+                f"{told}. {causes[0]}. If a setting is the reason, give a sweep without it in a run_dir of "
+                "its own; the same command tries these trials again"
+            )
         why = f":\n{results.errors[0]}" if results.errors else ""
-        raise RuntimeError(
-            f"{len(failed)} of {n_left} trials failed ({', '.join(failed)}); the others are "
-            f"kept, and the same command tries these again{why}"
-        )
+        raise RuntimeError(f"{told}, and the same command tries these again{why}")
     shutil.rmtree(scratch, ignore_errors=True)

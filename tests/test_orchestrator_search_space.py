@@ -259,6 +259,11 @@ def test_what_the_door_lets_through_can_be_built(
             1,
         ),
         (
+            {"vary": {"train": {"lr": [float("nan"), 1e-3], "batch_tokens": [256, 512]}}},
+            "sweep.vary.train.lr[0]: nan can't be; it is positive",
+            1,
+        ),
+        (
             {"vary": {"train": {"lr": [1e-3, -1]}}},
             "sweep.vary.train.lr[1]: -1.0 can't be; it is positive",
             1,

@@ -137,3 +137,22 @@ def test_a_run_killed_under_optuna_ends_with_the_trials_it_had(
     summary = json.loads((run / "summary.json").read_text())
     assert summary["n_trials"] == 8
     assert all(group["best"]["stopped_at"] is None for group in summary["groups"])
+
+
+def test_trials_that_diverge_are_named_with_the_reason_and_the_others_kept(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    sweep = {
+        **SMALL_RUN["sweep"],
+        "encoders": ["dense"],
+        "tokens": 5_000,
+        "vary": {"train": {"lr": [1e-3, 1e30]}},
+    }
+    config = harvested(finished[0], tmp_path, sweep=sweep)
+    status, output = strata("sweep", config)
+    assert status == 2, output
+    assert "Traceback" not in output
+    assert "2 of 4 trials failed (g0-k8-dense-batch_topk-lr1e+30, g1-k8-" in output
+    assert "the loss of this batch is" in output
+    kept = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
+    assert kept == ["g0-k8-dense-batch_topk-lr0.001", "g1-k8-dense-batch_topk-lr0.001"]
