@@ -4,6 +4,7 @@ A trainer made anew on a trial's folder (`actors.trial`) continues from the chec
 """
 
 import json
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +17,7 @@ from actors.fidelity import reconstruction_quality
 from actors.trial import Trial
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
-from sae.fit import Fit, StepReport
+from sae.fit import DivergenceError, Fit, StepReport
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.chunk_source import ChunkSource
@@ -102,7 +103,8 @@ class Trainer:
             As `report`.
         """
         start, waited = time.monotonic(), self._feed.waited
-        for _ in range(min(n_steps, self._last_step - self.step)):
+        goal = self.step + n_steps
+        while self.step < goal and not self.finished:
             self.train()
         row = self.report(time.monotonic() - start, self._feed.waited - waited)
         if n_steps and self.is_due:
@@ -110,9 +112,15 @@ class Trainer:
         return row
 
     def train(self) -> None:
-        """One step."""
+        """One step; a trial that diverges is given up before it."""
         given = self._feed.at(self.cursor)
-        self._newest = self._fit.step(*given.rows)
+        try:
+            self._newest = self._fit.step(*given.rows)
+        except DivergenceError:
+            if not self.step:
+                raise  # the data's fault, not the training's
+            self.trial.stop_at(self.step, diverged=True)
+            return
         self._since += len(given.rows[1])
         self.cursor = given.following
 
@@ -151,8 +159,8 @@ class Trainer:
         """Judge the autoencoder on the validation store and write it with its result.
 
         Returns:
-            The trial's settings with `fvu` (mean over the group's layers; lower is better),
-            `fvu_per_layer`, `l0`, `dead_fraction` (of latents that no validation row uses in any
+            The trial's settings with `fvu` (mean over the group's layers; lower is better;
+            infinite if it diverged beyond all numbers), `fvu_per_layer`, `l0`, `dead_fraction` (of latents that no validation row uses in any
             layer), `tokens` trained on, `stopped_at` (the step at which it was given up, or None) and
             `seconds`.
         """
@@ -162,7 +170,7 @@ class Trainer:
         )
         judged = {
             **self.trial.settings(),
-            "fvu": quality.mean_fvu,
+            "fvu": quality.mean_fvu if math.isfinite(quality.mean_fvu) else math.inf,
             "fvu_per_layer": {str(layer): part.fvu for layer, part in quality.layers.items()},
             "l0": quality.l0,
             "dead_fraction": quality.dead_fraction,

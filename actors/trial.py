@@ -66,12 +66,22 @@ class Trial:
     @property
     def stopped_at(self) -> int | None:
         """The step at which it was given up, if it was."""
-        file = self.folder / "stopped.json"
-        return json.loads(file.read_text())["step"] if file.is_file() else None
+        return self._stopped["step"] if self._stopped else None
 
-    def stop_at(self, step: int) -> None:
+    @property
+    def diverged(self) -> bool:
+        """Whether it was given up as its loss or gradient was not finite."""
+        return bool((self._stopped or {}).get("diverged"))
+
+    @property
+    def _stopped(self) -> dict[str, Any] | None:
+        file = self.folder / "stopped.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def stop_at(self, step: int, diverged: bool = False) -> None:
         """Give it up: whoever trains it, now or after a crash, goes no further and judges it there."""
-        write_file(self.folder / "stopped.json", [json.dumps({"step": step}).encode()])
+        text = json.dumps({"step": step, "diverged": diverged})
+        write_file(self.folder / "stopped.json", [text.encode()])
 
     def settings(self) -> dict[str, Any]:
         """What tells this trial from others, flat."""

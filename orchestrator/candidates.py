@@ -8,12 +8,13 @@ from random import Random
 
 from actors.trial import encoder_settings
 from orchestrator.config import RunConfig
+from orchestrator.errors import UserError
 from orchestrator.labels import encoder_label
 from orchestrator.space import Choice, Space, fit_config, sae_config
 from sae.config import SaeConfig
 from sae.fit import FitConfig
 
-PATIENCE = 1000
+PATIENCE = 200
 """Draws for each trial that is wanted: a narrow range may hold fewer."""
 
 
@@ -65,7 +66,17 @@ def _drawn(cfg: RunConfig, group: int, k: int, space: Space, d_model: int) -> Se
         found.setdefault(drawn.id, drawn)
         if len(found) == wanted:
             break
+    if len(found) < wanted:
+        raise too_narrow(len(found), cfg)
     return list(found.values())
+
+
+def too_narrow(found: int, cfg: RunConfig) -> UserError:
+    """What to tell of ranges that hold fewer different numbers than trials are wanted."""
+    return UserError(
+        f"sweep.search.trials: {cfg.sweep.search.trials} are wanted for each k of each group, and {found} different ones "
+        "were found, as numbers of a range have four digits; widen the ranges, or lower it"
+    )
 
 
 def n_candidates(cfg: RunConfig, group: int) -> int:

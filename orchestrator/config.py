@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
@@ -181,7 +182,16 @@ class TrackingConfig:
     """Where MLflow keeps the runs."""
 
     uri: str | None = None
-    """An MLflow tracking server; by default an SQLite file beside the run directory."""
+    """An MLflow tracking server; by default an SQLite file beside the run directory. No password stands in
+    it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them, of a database its own environment."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would be copied into the run directory, MLflow and the report."""
+        if self.uri is not None and urlsplit(self.uri).password is not None:
+            raise ValueError(
+                "uri: it holds a password, which would be copied with the configuration; leave it out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database its own environment)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from orchestrator.errors import UserError
 from orchestrator.labels import encoder_label
-from orchestrator.tracking_uri import credentials, is_outage, is_refused, shown, why
+from orchestrator.tracking_uri import credentials, is_outage, is_refused, why
 
 Found = dict[str, Any]
 """A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
@@ -37,7 +37,8 @@ def find(uri: str, kind: str, where: str | None, run_dir: Path | None) -> list[F
     _check_exists(uri)
     parts = [f"tags.kind = '{kind}'", "tags.run_dir LIKE '%'"]
     if run_dir is not None:
-        parts.append(f"tags.run_dir = '{run_dir}'")
+        quote = '"' if "'" in str(run_dir) else "'"
+        parts.append(f"tags.run_dir = {quote}{run_dir}{quote}")
     if where:
         parts.append(where)
     try:
@@ -55,7 +56,7 @@ def find(uri: str, kind: str, where: str | None, run_dir: Path | None) -> list[F
 def run_table(uri: str, found: list[Found]) -> Table:
     """Runs for people."""
     columns = ("run", "experiment", "status", "started", "groups", "trials", "best FVU")
-    table = _table(f"Runs in {shown(uri)}", (*columns, "CE recovered"), right=("groups", "trials"))
+    table = _table(f"Runs in {uri}", (*columns, "CE recovered"), right=("groups", "trials"))
     for run in found:
         metrics = run["metrics"]
         table.add_row(
@@ -71,7 +72,7 @@ def trial_table(uri: str, found: list[Found]) -> Table:
     """Trials for people."""
     columns = ("run", "trial", "status", "group", "encoder", "k", "FVU", "L0", "encoder parameters")
     numbers = ("group", "k", "FVU", "L0", "encoder parameters")
-    table = _table(f"Trials in {shown(uri)}", columns, right=numbers)
+    table = _table(f"Trials in {uri}", columns, right=numbers)
     for trial in found:
         metrics, params = trial["metrics"], trial["params"]
         table.add_row(
@@ -92,7 +93,7 @@ def serve(uri: str, port: int, console: Console) -> None:
         UserError: If there is no store, or something listens on the port already.
     """
     if uri.startswith(("http:", "https:")):
-        console.print(f"The tracking server has pages of its own: {shown(uri)}", highlight=False)
+        console.print(f"The tracking server has pages of its own: {uri}", highlight=False)
         return
     _check_exists(uri)
     with socket.socket() as probe:
@@ -150,7 +151,7 @@ def _refusal(error: Exception, uri: str, where: str | None) -> UserError:
             "\"params.k = '16' and metrics.final_fvu < 0.1\": correct it (docs/mlflow.md has ten)"
         )
     return UserError(
-        f"{shown(uri)} does not answer ({why(error)}); start the server, or correct tracking.uri"
+        f"{uri} does not answer ({why(error)}); start the server, or correct tracking.uri"
     )
 
 

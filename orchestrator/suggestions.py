@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from actors.trial import Trial
 from orchestrator.axes import FloatRange, IntRange
-from orchestrator.candidates import Candidate, candidate
+from orchestrator.candidates import PATIENCE, Candidate, candidate, too_narrow
 from orchestrator.config import RunConfig
 from orchestrator.run_directory import read_json, write_json
 from orchestrator.space import Axis
@@ -162,6 +162,8 @@ class _Study:
                 self._ids.add(suggested.id)
                 return asked.number, suggested, asked.params
             self._study.tell(asked.number, state=TrialState.FAIL)
+            if attempt == PATIENCE:
+                raise too_narrow(self.n_trials, self._cfg)
         raise AssertionError
 
     def tell(self, number: int, result: Mapping[str, Any] | None) -> None:

@@ -130,6 +130,12 @@ def _warn_of_absent_groups(session: Session, n_groups: int) -> None:
 
 
 def _tell_of_stopped(session: Session, found: Sequence[tuple[Trial, Result]]) -> None:
+    diverged = [trial.id for trial, _ in found if trial.diverged]
+    if diverged:
+        session.say(
+            f"warning: {len(diverged)} of {len(found)} trials diverged and were given up there "
+            f"({', '.join(diverged)}); a lower train.lr keeps such from it"
+        )
     if session.cfg.sweep.stop.method == "none":
         return
     n_stopped = sum(result["stopped_at"] is not None for _, result in found)

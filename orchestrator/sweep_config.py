@@ -110,7 +110,7 @@ class StopConfig:
     grace: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of its steps that every trial is given; with asha the first rung."""
 
-    reduction: Annotated[float, Field(gt=1)] = 3.0
+    reduction: Annotated[float, Field(ge=1.1, le=1000)] = 3.0
     """Of asha: one trial in so many goes on from a rung; the next is so many times further."""
 
 

@@ -23,10 +23,13 @@ from orchestrator.run_tags import run_tags
 from orchestrator.run_tree import RunTree
 from orchestrator.speaker import Speaker
 from orchestrator.system_metrics import SystemMetrics, system_rows
-from orchestrator.tracking_uri import check_file, default_uri, is_outage, refusal, shown, why
+from orchestrator.tracking_uri import check_file, default_uri, is_outage, refusal, why
 
 PROGRESS_SECONDS = 10.0
 """A trial's new figures are told together, at most so often."""
+
+RESULTS = ("fvu", "l0", "dead_fraction", "data_wait_fraction")
+"""Of a result, told as `final_...`."""
 
 NUMBERS = (
     *("group", "k", "h", "m", "n", "d_sae"),
@@ -149,7 +152,7 @@ class Tracker:
 
     def _warn(self, error: BaseException) -> None:
         self._console.print(
-            f"warning: MLflow at {shown(self.uri)} stopped answering ({why(error)}); training "
+            f"warning: MLflow at {self.uri} stopped answering ({why(error)}); training "
             f"goes on, everything is kept in {self._run.path}, and the same command "
             "tells MLflow what it missed",
             highlight=False,
@@ -196,7 +199,7 @@ class Tracker:
         self._tell_progress(settings, folder / "metrics.jsonl")
         trial = self._tree.child(name, "trial")
         taken = _written_ms(folder / "result.json")
-        figures = {f"final_{key}": result[key] for key in ("fvu", "l0", "dead_fraction")}
+        figures = {f"final_{key}": result[key] for key in RESULTS}
         figures |= {f"fvu_layer_{layer}": fvu for layer, fvu in result["fvu_per_layer"].items()}
         figures |= {key: result[key] for key in ("tokens", "seconds")}
         if result.get("stopped_at") is not None:

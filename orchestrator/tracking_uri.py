@@ -1,7 +1,6 @@
 """The address of MLflow: its default, and what is wrong with one that does not work."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
 
@@ -17,8 +16,13 @@ def default_uri(run_dir: Path) -> str:
 
 def check_file(uri: str) -> None:
     """Refuse an SQLite file that can't be written: MLflow would go on trying for minutes."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith("sqlite:"):
         return
+    if not uri.startswith("sqlite:///") or uri == "sqlite:///":
+        raise UserError(
+            f"tracking.uri: {uri} names no file; give sqlite:////the/whole/path.db, or leave tracking.uri out "
+            "to keep it beside the run directory"
+        )
     file = Path(uri.removeprefix("sqlite:///"))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +36,9 @@ def check_file(uri: str) -> None:
 
 def is_outage(error: BaseException) -> bool:
     """Whether MLflow could not be reached, or did not take what it was told: not a fault of ours."""
-    return isinstance(error, MlflowException | OSError) or type(error).__module__.startswith(
-        ("sqlalchemy", "requests", "urllib3")
-    )
+    return isinstance(error, MlflowException | OSError | ImportError) or type(
+        error
+    ).__module__.startswith(("sqlalchemy", "requests", "urllib3"))
 
 
 def refusal(error: BaseException, uri: str, run_dir: Path) -> UserError:
@@ -43,7 +47,7 @@ def refusal(error: BaseException, uri: str, run_dir: Path) -> UserError:
     if is_refused(error):
         return UserError(f"tracking.uri: {credentials(error, uri)}. {nothing}")
     return UserError(
-        f"tracking.uri: {shown(uri)} does not answer ({why(error)}); start the server, "
+        f"tracking.uri: {uri} does not answer ({why(error)}); start the server, "
         f"correct the address, or leave tracking.uri out to use a local file. {nothing}"
     )
 
@@ -56,18 +60,10 @@ def is_refused(error: BaseException) -> bool:
 def credentials(error: BaseException, uri: str) -> str:
     """That the server refuses this user, and which credentials it was given."""
     return (
-        f"{shown(uri)} refuses access ({why(error)}); it was given what MLFLOW_TRACKING_USERNAME and "
+        f"{uri} refuses access ({why(error)}); it was given what MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold: set them to a user who may write "
         "there"
     )
-
-
-def shown(uri: str) -> str:
-    """The address without a password that stands in it."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return uri.replace(f":{parts.password}@", ":***@", 1)
 
 
 def why(error: BaseException) -> str:

@@ -20,6 +20,10 @@ from sae.selection import select_top_k
 _ROWS_AT_ONCE = 512  # Rows of the decoder that stay in cache between two passes.
 
 
+class DivergenceError(ValueError):
+    """A step whose loss or gradient is not finite; the weights are those before it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """How a sparse autoencoder is trained.
@@ -71,14 +75,17 @@ class FitConfig:
         fractions = (self.warmup_fraction, self.decay_fraction)
         faults = {
             "batch_tokens": (self.batch_tokens >= 1, "it counts tokens: 1 or more"),
-            "lr": (self.lr is None or self.lr > 0, "it is positive; leave it out for the rule"),
-            "weight_decay": (self.weight_decay >= 0, "0 (Adam) or more"),
+            "lr": (
+                self.lr is None or 0 < self.lr < math.inf,
+                "it is positive; leave it out for the rule",
+            ),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 (Adam) or more"),
             "betas": (all(0 <= beta < 1 for beta in self.betas), "both lie in [0, 1)"),
             "warmup_fraction": (
                 min(fractions) >= 0 and sum(fractions) <= 1,
                 f"it and decay_fraction={self.decay_fraction} are from 0 and together at most 1",
             ),
-            "auxk_coefficient": (self.auxk_coefficient >= 0, "0 (off) or more"),
+            "auxk_coefficient": (0 <= self.auxk_coefficient < math.inf, "0 (off) or more"),
             "dead_after_tokens": (self.dead_after_tokens >= 1, "it counts tokens: 1 or more"),
             "grad_clip": (self.grad_clip > 0, "it is positive; infinity turns clipping off"),
             "threshold_momentum": (0 <= self.threshold_momentum < 1, "it lies in [0, 1)"),
@@ -232,10 +239,11 @@ class Fit:
     def _refuse_overflow(self, what: str, value: Tensor) -> None:
         if not value.isfinite():
             self.adam.zero_grad()
-            raise ValueError(
+            raise DivergenceError(
                 f"the {what} of this batch is {value.item()}: its activations are finite, but too large, "
-                "or too small, for the products and squares taken of them; give layer_scale factors that "
-                "bring their norm near sqrt(d_model), or drop rows of massive norm; weights are as they were"
+                "or too small, for the products and squares taken of them; lower lr if the first steps went "
+                "well, else give layer_scale factors that bring their norm near sqrt(d_model), or drop "
+                "rows of massive norm; weights are as they were"
             )
 
     def _scaled(self, x: Tensor, layer: Tensor) -> tuple[Tensor, Tensor]:
