@@ -125,7 +125,9 @@ def test_5_how_the_best_trial_learned(asked: Callable[[int], Names], results: Re
 def test_6_waiting_and_pace(asked: Callable[[int], Names], results: Results):
     pace = asked(6)["pace"]
     assert set(pace) == set(results)
-    assert all(0 <= waited < 1 and rate > 0 for waited, rate in pace.values())
+    for name, (waited, rate) in pace.items():
+        assert waited == pytest.approx(results[name]["data_wait_fraction"])
+        assert rate > 0
 
 
 def test_7_which_layer_a_winner_serves_worst(
