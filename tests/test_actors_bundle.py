@@ -183,14 +183,30 @@ def test_a_member_that_fails_does_not_take_the_others_with_it(
     bundle = Bundle(mine)
     bundle.advance(3)
     sick = next(m for m in bundle._members if m.trial.id == "wide")
-    with torch.no_grad():
-        sick._sae.b_dec.fill_(1e30)  # its next loss is not finite
+    sick._sae.b_dec.data = torch.zeros(5)  # of another width than its rows
     finish(bundle)
     assert list(bundle.failures) == ["wide"]
-    assert "too large" in str(bundle.failures["wide"])
     others = [trial for trial in mine if trial.id != "wide"]
     assert left(others) == {trial.id: alone[trial.id] for trial in others}
     assert not mine[2].result_file.is_file()
+
+
+def test_a_member_that_diverges_is_given_up_there_and_the_others_go_on(
+    trials: list[Trial], alone: dict[str, Any], tmp_path: Path
+):
+    mine = elsewhere(trials, tmp_path)
+    bundle = Bundle(mine)
+    bundle.advance(3)
+    sick = next(m for m in bundle._members if m.trial.id == "wide")
+    with torch.no_grad():
+        sick._sae.b_dec.fill_(1e30)  # its next loss is not finite
+    told = finish(bundle)
+    assert not bundle.failures
+    assert sick.trial.diverged
+    assert told["wide"]["result"]["stopped_at"] == 3
+    others = [trial for trial in mine if trial.id != "wide"]
+    assert left(others) == {trial.id: alone[trial.id] for trial in others}
+    assert not any(trial.diverged for trial in others)
 
 
 def test_steps_leave_a_shared_batch_as_it_is(trials: list[Trial]):
