@@ -24,14 +24,12 @@ os.environ.update(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With several workers (`make test`), one of them does all whole runs: each takes the machine's cores."""
-    for item in items:
-        if item.path.name.startswith(
-            ("test_run_", "test_tracking_outage")
-        ) or "finished" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("runs"))
+    if item.path.name.startswith(("test_run_", "test_tracking_outage")) or "finished" in getattr(
+        item, "fixturenames", ()
+    ):
+        item.add_marker(pytest.mark.xdist_group("runs"))
 
 
 @pytest.fixture(scope="session")
