@@ -47,7 +47,7 @@ class Bundle:
         """
         self._feed = feed_of(trials[0], device, shared)
         self._members = [
-            Trainer(trial, device, n_threads, self._feed)
+            Trainer(trial, self._feed, device, n_threads)
             for trial in trials
             if not trial.result_file.is_file()
         ]
@@ -71,11 +71,12 @@ class Bundle:
             By trial, what `Trainer.report` tells; of those that have ended also the `result`.
         """
         start, waited, goal = time.monotonic(), self._feed.waited, self.step + n_steps
-        while moving := [m for m in self._members if m.step < goal and not m.finished]:
-            last = min(member.step for member in moving)
+        ends = {member: min(goal, member.last_step) for member in self._members}
+        while moving := [member for member in self._members if member.step < ends[member]]:
+            step = min(member.step for member in moving)
             for member in moving:
-                if member.step == last:
-                    self._train(member)
+                if member.step == step and not self._train(member):
+                    ends[member] = step
         spent, waited = time.monotonic() - start, self._feed.waited - waited
         reports = {m.trial.id: {**m.report(spent, waited)} for m in self._members}
         if n_steps and any(member.is_due for member in self._members):
@@ -95,11 +96,13 @@ class Bundle:
         for member in self._members:
             member.save()
 
-    def _train(self, member: Trainer) -> None:
+    def _train(self, member: Trainer) -> bool:
+        """One step of a member; whether it can take another."""
         self._feed.at(member.cursor)  # what fails here fails for all
         try:
-            member.train()
+            return member.train()
         except (ValueError, RuntimeError) as error:  # of torch, and of `sae`
             self.failures[member.trial.id] = error
             self._members.remove(member)
             self._feed.leave()
+            return False

@@ -41,22 +41,20 @@ def feed_of(trial: Trial, device: str, shared: ChunkSource | None = None) -> Fee
 
 
 class Trainer:
-    """One autoencoder, one group, one device. A plain class: tests call it in process."""
+    """One autoencoder, one group, one device. `actors.bundle` has it take its steps."""
 
-    def __init__(
-        self, trial: Trial, device: str = "cpu", n_threads: int = 1, feed: Feed | None = None
-    ) -> None:
+    def __init__(self, trial: Trial, feed: Feed, device: str = "cpu", n_threads: int = 1) -> None:
         """Continue the trial from its checkpoint, or begin it.
 
         Args:
             trial: What to train.
+            feed: The batches; others may train on the same ones.
             device: Where.
             n_threads: Of the CPU.
-            feed: The batches, if others train on the same ones (`actors.bundle`).
         """
         torch.set_num_threads(n_threads)
         self.trial = trial
-        self._feed = feed or feed_of(trial, device)
+        self._feed = feed
         self._feed.join()
         self._sae = SparseAutoencoder(trial.sae, trial.layer_scale, seed=trial.seed).to(device)
         self._fit = Fit(self._sae, trial.fit, n_steps=trial.n_steps, seed=trial.seed)
@@ -82,13 +80,14 @@ class Trainer:
         return self._fit.step_count
 
     @property
-    def finished(self) -> bool:
-        """Whether every step is done, or the trial given up; `finish` is still to be called."""
-        return self.step >= self._last_step
+    def last_step(self) -> int:
+        """The step to end at: of its whole training, or where it was given up (a file says so)."""
+        return min(self.trial.n_steps, self.trial.stopped_at or self.trial.n_steps)
 
     @property
-    def _last_step(self) -> int:
-        return min(self.trial.n_steps, self.trial.stopped_at or self.trial.n_steps)
+    def finished(self) -> bool:
+        """Whether every step is done, or the trial given up; `finish` is still to be called."""
+        return self.step >= self.last_step
 
     @property
     def is_due(self) -> bool:
@@ -96,23 +95,8 @@ class Trainer:
         since = time.monotonic() - self._saved_at
         return self.finished or since >= self.trial.checkpoint_seconds
 
-    def advance(self, n_steps: int) -> dict[str, Any]:
-        """Train for up to `n_steps` more steps; 0 tells where a continued trial stands.
-
-        Returns:
-            As `report`.
-        """
-        start, waited = time.monotonic(), self._feed.waited
-        goal = self.step + n_steps
-        while self.step < goal and not self.finished:
-            self.train()
-        row = self.report(time.monotonic() - start, self._feed.waited - waited)
-        if n_steps and self.is_due:
-            self.save()
-        return row
-
-    def train(self) -> None:
-        """One step; a trial that diverges is given up before it."""
+    def train(self) -> bool:
+        """Take one step; a trial that diverges is given up before it, and the answer is no."""
         given = self._feed.at(self.cursor)
         try:
             self._newest = self._fit.step(*given.rows)
@@ -120,9 +104,10 @@ class Trainer:
             if not self.step:
                 raise  # the data's fault, not the training's
             self.trial.stop_at(self.step, diverged=True)
-            return
+            return False
         self._since += len(given.rows[1])
         self.cursor = given.following
+        return True
 
     def report(self, seconds: float, waited: float) -> dict[str, Any]:
         """Note what came of the steps since the last report, if there were some.

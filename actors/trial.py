@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig
-from storage.files import write_file
+from storage.files import read_json_lines, write_file
 from storage.hygiene import RowFilter
 from storage.places import Location
 
@@ -59,24 +59,22 @@ class Trial:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """What `metrics_file` holds so far."""
-        if not self.metrics_file.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        return read_json_lines(self.metrics_file)
 
     @property
     def stopped_at(self) -> int | None:
         """The step at which it was given up, if it was."""
-        return self._stopped["step"] if self._stopped else None
+        return self._stopped.get("step")
 
     @property
     def diverged(self) -> bool:
         """Whether it was given up as its loss or gradient was not finite."""
-        return bool((self._stopped or {}).get("diverged"))
+        return self._stopped.get("diverged", False)
 
     @property
-    def _stopped(self) -> dict[str, Any] | None:
+    def _stopped(self) -> dict[str, Any]:
         file = self.folder / "stopped.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return json.loads(file.read_text()) if file.is_file() else {}
 
     def stop_at(self, step: int, diverged: bool = False) -> None:
         """Give it up: whoever trains it, now or after a crash, goes no further and judges it there."""

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from orchestrator.group import GroupStage, load_groups
 from orchestrator.labels import encoder_label
 from orchestrator.pareto_figure import as_html, pareto
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
+from storage.files import read_json_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -57,7 +57,11 @@ def write_report(
         images={
             "distances": _png(figures.distance_matrix(groups.report, groups.grouping)),
             "amad": _png(figures.amad_curve(groups.grouping, threshold)),
-            "curves": _png(figures.training_curves({name: _metrics(run, name) for name in best})),
+            "curves": _png(
+                figures.training_curves(
+                    {name: read_json_lines(run.trials / name / "metrics.jsonl") for name in best}
+                )
+            ),
         },
     )
     write_atomically(run.report, page)
@@ -67,11 +71,6 @@ def rewrite_report(run: RunDirectory) -> None:
     """Write the report of a finished run from its files alone."""
     results = [read_json(file) for file in sorted(run.trials.glob("*/result.json"))]
     write_report(run, load_groups(run), results, read_json(run.summary))
-
-
-def _metrics(run: RunDirectory, trial: str) -> list[dict[str, float]]:
-    lines = (run.trials / trial / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def _png(figure: Figure) -> str:

@@ -14,6 +14,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from orchestrator.journal import now_ms
 from orchestrator.run_directory import write_atomically
+from storage.files import read_json_lines
 
 SAMPLE_SECONDS, SAMPLES_PER_ROW = 10.0, 3
 
@@ -21,7 +22,8 @@ SAMPLE_SECONDS, SAMPLES_PER_ROW = 10.0, 3
 class SystemMetrics:
     """Samples CPU, memory, disk, network and (with nvidia-ml-py) GPUs of the driver's machine.
 
-    A sample is taken every 10 s, and three make a row of the file, a JSON object per line. MLflow's
+    A sample is taken every 10 s, and three make a row of the file, a JSON object per line with `step`,
+    `timestamp_ms` and the figures. MLflow's
     own thread for this would lose what it can't tell, and ask the server for the whole run at every
     sample; here only its gauges are used.
     """
@@ -29,7 +31,7 @@ class SystemMetrics:
     def __init__(self, file: Path, on_row: Callable[[], None]) -> None:
         """Begin to sample, after the rows that are there; `on_row` is called after each new one."""
         self._file, self._on_row = file, on_row
-        self._rows = system_rows(file)
+        self._rows = read_json_lines(file)
         self._gauges = _gauges()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="system-metrics", daemon=True)
@@ -68,10 +70,3 @@ def _gauges() -> list[CPUMonitor | DiskMonitor | NetworkMonitor | GPUMonitor]:
     with suppress(ImportError, RuntimeError):
         return [*gauges, GPUMonitor()]
     return gauges
-
-
-def system_rows(file: Path) -> list[dict[str, Any]]:
-    """What the file holds: `step`, `timestamp_ms` and the figures of each row."""
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -5,7 +5,6 @@ trainer waits for it, nor does Ray Tune. When it stops answering, training goes 
 tells it what it missed.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,9 @@ from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.run_tags import run_tags
 from orchestrator.run_tree import RunTree
 from orchestrator.speaker import Speaker
-from orchestrator.system_metrics import SystemMetrics, system_rows
+from orchestrator.system_metrics import SystemMetrics
 from orchestrator.tracking_uri import check_file, default_uri, is_outage, refusal, why
+from storage.files import read_json_lines
 
 PROGRESS_SECONDS = 10.0
 """A trial's new figures are told together, at most so often."""
@@ -133,7 +133,8 @@ class Tracker:
         if status != self._status:
             self._status = status
             self._system.stop()
-            if status == "FINISHED":
+            if status in ("FINISHED", "SCHEDULED"):
+                self._speaker.flush()
                 self.metrics({"tracking_cpu_seconds": round(self._speaker.cpu_seconds, 3)})
             for settings, metrics_file in self._at_work.values():
                 self._speaker.tell(
@@ -171,7 +172,7 @@ class Tracker:
         self._tree.end(stage, "FINISHED", max(taken, stage.start_ms))
 
     def _tell_system(self) -> None:
-        rows = system_rows(self._system_file)
+        rows = read_json_lines(self._system_file)
         self._tree.log_curve(self._parent, rows, "system/cpu_utilization_percentage")
 
     def _tell_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
@@ -184,8 +185,7 @@ class Tracker:
             numbers = {key: settings[key] for key in NUMBERS if settings[key] is not None}
             start = {"step": 0, "timestamp_ms": trial.start_ms, **numbers}
             self._tree.log_rows(trial, [start])
-        rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-        self._tree.log_curve(trial, rows, "fvu")
+        self._tree.log_curve(trial, read_json_lines(metrics_file), "fvu")
 
     def _tell_left_off(self, settings: Mapping[str, Any], file: Path, status: str) -> None:
         self._tell_progress(settings, file)

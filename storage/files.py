@@ -1,11 +1,13 @@
 """Files that are either whole or not there, whatever moment the process dies at."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -91,6 +93,13 @@ def read_parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while part := file.read(_PART_BYTES):
             yield part
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line; none if there is no such file yet."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def is_cached(path: Path, offset: int) -> bool:

@@ -25,11 +25,9 @@ os.environ.update(
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several workers (`make test`), one of them does all whole runs: each takes the machine's cores."""
-    if item.path.name.startswith(("test_run_", "test_tracking_outage")) or "finished" in getattr(
-        item, "fixturenames", ()
-    ):
-        item.add_marker(pytest.mark.xdist_group("runs"))
+    """With several workers (`make test`), one of them does all that look at the finished run: it is made once."""
+    if "finished" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture(scope="session")

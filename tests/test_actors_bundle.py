@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from actors.bundle import Bundle, bundles
-from actors.trainer import Trainer
+from actors.trainer import feed_of
 from actors.trial import Trial
+from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
 from sae.fit import Fit, FitConfig
+from storage.batches import Cursor
 from storage.hygiene import Hygiene, RowFilter
 from storage.windows import Batch
 from tests.stores import filled_store, small_spec
@@ -65,10 +67,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
 def alone(trials: list[Trial]) -> dict[str, dict[str, Any]]:
     """What each leaves behind that is trained by itself."""
     for trial in trials:
-        trainer = Trainer(trial)
-        while not trainer.finished:
-            trainer.advance(3)
-        trainer.finish()
+        finish(Bundle([trial]))
     return left(trials)
 
 
@@ -211,11 +210,10 @@ def test_a_member_that_diverges_is_given_up_there_and_the_others_go_on(
 
 def test_steps_leave_a_shared_batch_as_it_is(trials: list[Trial]):
     trial = trials[0]
-    trainer = Trainer(dataclasses.replace(trial, folder=trial.folder.parent / "looked-at"))
-    x, layer = trainer._feed.at(trainer.cursor).rows
+    x, layer = feed_of(trial, "cpu").at(Cursor(epoch=0, step=0)).rows
     before = x.clone(), layer.clone()
     for member in trials:
-        sae = trainer._sae.__class__(member.sae, member.layer_scale, seed=0)
+        sae = SparseAutoencoder(member.sae, member.layer_scale, seed=0)
         fit = Fit(sae, member.fit, n_steps=3)
         fit.initialise(x, layer)
         fit.step(x, layer)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.trainer import Trainer
+from actors.bundle import Bundle
 from actors.trial import Trial
 from sae import checkpoint
 from sae.config import KronShape, SaeConfig
@@ -42,10 +42,10 @@ def trial(tmp_path: Path) -> Trial:
 
 
 def finish(trial: Trial, stride: int = 3) -> dict[str, Any]:
-    trainer = Trainer(trial)
-    while not trainer.finished:
-        trainer.advance(stride)
-    return trainer.finish()
+    bundle, told = Bundle([trial]), {}
+    while not bundle.is_over:
+        told = bundle.advance(stride)
+    return told[trial.id]["result"]
 
 
 def test_a_trial_leaves_an_autoencoder_its_curve_and_its_result(trial: Trial):
@@ -73,12 +73,12 @@ def test_a_trial_continued_from_a_checkpoint_ends_with_the_same_bits(
     cut = dataclasses.replace(trial, sae=sae, folder=trial.folder / "cut")
     finish(whole)
 
-    first = Trainer(cut)
+    first = Bundle([cut])
     while first.step < saved_at:
         first.advance(3)
-    first.save()
-    first.advance(2)  # lost: it is after the checkpoint
-    assert Trainer(cut).step == saved_at
+    first.pause()
+    Bundle([cut]).advance(2)  # lost: it is after the checkpoint
+    assert Bundle([cut]).step == saved_at
     finish(cut)
 
     for name in ("sae/sae.safetensors",):
@@ -90,25 +90,26 @@ def test_a_trial_continued_from_a_checkpoint_ends_with_the_same_bits(
 
 def test_a_trial_that_is_given_up_ends_at_that_step_with_a_result(trial: Trial):
     whole = dataclasses.replace(trial, folder=trial.folder / "whole")
-    trainer = Trainer(whole)
-    trainer.advance(3)
-    trainer.advance(3)
+    bundle = Bundle([whole])
+    bundle.advance(3)
+    bundle.advance(3)
     whole.stop_at(6)
-    assert trainer.finished
-    assert trainer.advance(3)["step"] == 6
-    result = trainer.finish()
+    told = bundle.advance(3)[whole.id]
+    assert bundle.is_over
+    assert told["step"] == 6
+    result = told["result"]
     assert (result["stopped_at"], result["tokens"]) == (6, 6 * 32)
     assert finish(trial)["stopped_at"] is None
 
     # Given up while it was paused, or dead: trained as far as that, and no further.
     late = dataclasses.replace(trial, folder=trial.folder / "late")
-    trainer = Trainer(late)
-    trainer.advance(3)
-    trainer.pause()
+    bundle = Bundle([late])
+    bundle.advance(3)
+    bundle.pause()
     late.stop_at(6)
-    trainer = Trainer(late)
-    assert trainer.advance(0)["step"] == 3
-    assert not trainer.finished
+    bundle = Bundle([late])
+    assert bundle.advance(0)[late.id]["step"] == 3
+    assert not bundle.is_over
     same = finish(late, stride=100)
     assert same["fvu"] == result["fvu"]
     weights = "sae/sae.safetensors"
@@ -117,13 +118,11 @@ def test_a_trial_that_is_given_up_ends_at_that_step_with_a_result(trial: Trial):
 
 def test_checkpoints_come_by_the_clock(trial: Trial):
     eager = dataclasses.replace(trial, checkpoint_seconds=1e-9)
-    trainer = Trainer(eager)
-    trainer.advance(3)
-    assert Trainer(eager).step == 3
+    Bundle([eager]).advance(3)
+    assert Bundle([eager]).step == 3
     patient = dataclasses.replace(trial, folder=trial.folder / "patient")
-    trainer = Trainer(patient)
-    trainer.advance(3)
-    assert Trainer(patient).step == 0
+    Bundle([patient]).advance(3)
+    assert Bundle([patient]).step == 0
 
 
 def test_settings_tell_the_shape_and_its_cost(trial: Trial):

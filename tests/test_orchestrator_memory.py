@@ -29,7 +29,7 @@ from actors.evaluator import Evaluator
 from actors.grouper import Grouper
 from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.language_model import describe, parameter_count
-from actors.trainer import Trainer
+from actors.bundle import Bundle
 from actors.trial import Trial
 from orchestrator import config_file, memory
 from orchestrator.stores import store_spec
@@ -95,10 +95,7 @@ def trainer():
         row_filter=row_filter, folder=folder / "trial",
     )
     def work():
-        actor = Trainer(trial)
-        actor.advance(3)
-        actor.save()
-        actor.finish()
+        Bundle([trial]).advance(3)
     return work, memory.trainer(cfg, shape, specs["train"])
 
 def evaluator():

@@ -17,8 +17,9 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.journal import Journal
 from orchestrator.run_directory import RunDirectory
-from orchestrator.system_metrics import SystemMetrics, system_rows
+from orchestrator.system_metrics import SystemMetrics
 from orchestrator.tracking import NUMBERS, Tracker
+from storage.files import read_json_lines
 from tests.runs import ROOT, write_config
 
 Result = dict[str, Any]
@@ -226,11 +227,11 @@ def test_system_metrics_go_on_after_those_that_are_there(tmp_path: Path):
     file = tmp_path / "system_metrics.jsonl"
     told: list[int] = []
     for _ in range(2):
-        sampler = SystemMetrics(file, lambda: told.append(len(system_rows(file))))
+        sampler = SystemMetrics(file, lambda: told.append(len(read_json_lines(file))))
         sampler.stop()
         sampler.stop()
     assert told == [1, 2]
-    rows = system_rows(file)
+    rows = read_json_lines(file)
     assert [row["step"] for row in rows] == [0, 1]
     for row in rows:
         assert 0 <= row["system/cpu_utilization_percentage"] <= 100
