@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.rows import Row
 from benchmarks.sweep_runs import Sweep
 from orchestrator.labels import encoder_label
-from orchestrator.winners import Result, winners
+from orchestrator.sweeps.winners import Result, winners
 
 AT_MOST_STEPS = 0.45
 """Of the full grid's."""

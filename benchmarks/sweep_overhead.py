@@ -28,8 +28,8 @@ from benchmarks.rows import Row
 from benchmarks.sweep_runs import Sweep
 from benchmarks.worker import ROOT
 from orchestrator import config_file
-from orchestrator.group import load_groups
 from orchestrator.run_directory import RunDirectory, read_json
+from orchestrator.stages.group import load_groups
 from sae.fit import FitConfig
 
 AT_LEAST = 1 / 1.1

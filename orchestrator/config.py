@@ -16,9 +16,9 @@ from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 from actors.corpus import FilesCorpus, HubCorpus, StdlibCorpus
 from actors.grouping import GroupConfig
 from actors.model_source import ModelSource
-from orchestrator.axes import Positive
-from orchestrator.space import impossible_training
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.sweeps.axes import Positive
+from orchestrator.sweeps.space import impossible_training
+from orchestrator.sweeps.sweep_config import SweepConfig
 from sae.fit import FitConfig
 from storage.errors import StoreError
 from storage.hygiene import Hygiene

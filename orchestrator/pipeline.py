@@ -7,20 +7,22 @@ from rich.console import Console
 
 from actors.language_model import describe
 from actors.pretrained import check_device_map, check_weights
-from orchestrator import cluster, harvest, plan, summary
+from orchestrator import cluster
 from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
-from orchestrator.evaluate import evaluate
-from orchestrator.front import fronts, to_json
-from orchestrator.group import group
+from orchestrator.pages.report import write_report
+from orchestrator.planning import plan
 from orchestrator.pool import Pool
-from orchestrator.report import write_report
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
-from orchestrator.sweep import sweep
-from orchestrator.tracking import Tracker
-from orchestrator.verify import take_back
-from orchestrator.winners import winners
+from orchestrator.stages import harvest, summary
+from orchestrator.stages.evaluate import evaluate
+from orchestrator.stages.group import group
+from orchestrator.stages.sweep import sweep
+from orchestrator.stages.verify import take_back
+from orchestrator.sweeps.front import fronts, to_json
+from orchestrator.sweeps.winners import winners
+from orchestrator.tracking.tracker import Tracker
 
 STAGES = ("group", "harvest", "sweep", "run")
 

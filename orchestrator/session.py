@@ -7,7 +7,7 @@ from rich.console import Console
 from actors.language_model import ModelShape
 from orchestrator.config import RunConfig
 from orchestrator.run_directory import RunDirectory
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def harvest(args: Namespace) -> None:
 def verify(args: Namespace) -> None:
     """Read all stores of a run again; refuse what is damaged."""
     from orchestrator.run_directory import RunDirectory
-    from orchestrator.verify import verify
+    from orchestrator.stages.verify import verify
 
     cfg = config_file.load(args.config, args.overrides)
     verify(RunDirectory.of(cfg), _console())
@@ -54,10 +54,10 @@ def demo(args: Namespace) -> None:
 def plan(args: Namespace) -> None:
     """Print what a run would need; refuse what can't fit."""
     from actors.language_model import describe
-    from orchestrator import plan as planning
-    from orchestrator import plan_page
-    from orchestrator.estimate import estimate
-    from orchestrator.rounding import int8_cost
+    from orchestrator.pages import plan_page
+    from orchestrator.planning import plan as planning
+    from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.rounding import int8_cost
     from orchestrator.run_directory import RunDirectory
 
     cfg = config_file.load(args.config, args.overrides)
@@ -72,7 +72,7 @@ def plan(args: Namespace) -> None:
 def report(args: Namespace) -> None:
     """Write the report of a finished run again."""
     from orchestrator import run_lock
-    from orchestrator.report import rewrite_report
+    from orchestrator.pages.report import rewrite_report
     from orchestrator.run_directory import RunDirectory
 
     directory = RunDirectory.of(config_file.load(args.config, args.overrides))
@@ -87,7 +87,7 @@ def report(args: Namespace) -> None:
 
 def runs(args: Namespace) -> None:
     """List the runs in MLflow, or their trials."""
-    from orchestrator import queries
+    from orchestrator.tracking import queries
 
     kind = "trial" if args.trials else "run"
     run_dir = config_file.load(args.config).run_dir if args.trials and args.config else None
@@ -102,13 +102,13 @@ def runs(args: Namespace) -> None:
 
 def ui(args: Namespace) -> None:
     """Serve MLflow's pages on the right store, on this machine only."""
-    from orchestrator.queries import serve
+    from orchestrator.tracking.queries import serve
 
     serve(_tracking_uri(args), args.port, _console())
 
 
 def _drive(args: Namespace, until: str) -> None:
-    from orchestrator import summary_page
+    from orchestrator.pages import summary_page
     from orchestrator.run_directory import RunDirectory, read_json
 
     cfg, console = config_file.load(args.config, args.overrides), _console()
@@ -124,7 +124,7 @@ def _drive(args: Namespace, until: str) -> None:
 
 
 def _tracking_uri(args: Namespace) -> str:
-    from orchestrator.tracking_uri import default_uri
+    from orchestrator.tracking.tracking_uri import default_uri
 
     if args.config is None:
         return default_uri(Path("runs", "any").resolve())

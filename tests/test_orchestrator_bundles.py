@@ -4,7 +4,7 @@ from ray.tune.experiment import Trial as TuneTrialState
 from ray.tune.schedulers import TrialScheduler
 
 from actors.trial import Trial
-from orchestrator.scheduler import LikeWithLike
+from orchestrator.sweeps.scheduler import LikeWithLike
 from tests.test_orchestrator_stopping import ASHA, REPORT, Controller, like, reported, trial
 
 __all__ = ["trial"]  # the fixture

@@ -13,8 +13,8 @@ import ray
 from actors.bundle import Bundle
 from actors.trial import Trial
 from orchestrator import cluster
-from orchestrator.chunk_keeper import ChunkKeeper, keeping_chunks
 from orchestrator.config import ComputeConfig
+from orchestrator.sweeps.chunk_keeper import ChunkKeeper, keeping_chunks
 from sae.config import SaeConfig
 from sae.fit import FitConfig
 from storage.hygiene import Hygiene, RowFilter

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.front import AIMS, front, fronts, to_json
-from orchestrator.pareto_figure import as_html, pareto
-from orchestrator.summary_page import FRONT_ROWS, front_table
+from orchestrator.pages.pareto_figure import as_html, pareto
+from orchestrator.pages.summary_page import FRONT_ROWS, front_table
+from orchestrator.sweeps.front import AIMS, front, fronts, to_json
 
 
 def result(

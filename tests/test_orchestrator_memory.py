@@ -31,7 +31,8 @@ from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.language_model import describe, parameter_count
 from actors.bundle import Bundle
 from actors.trial import Trial
-from orchestrator import config_file, memory
+from orchestrator import config_file
+from orchestrator.planning import memory
 from orchestrator.stores import store_spec
 from sae.config import SaeConfig
 from storage.activations import ActivationStore

@@ -11,9 +11,9 @@ from actors.language_model import describe
 from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
-from orchestrator.estimate import estimate
-from orchestrator.plan import Plan, plan, refuse_what_cannot_fit
-from orchestrator.rounding import int8_cost, told
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.plan import Plan, plan, refuse_what_cannot_fit
+from orchestrator.planning.rounding import int8_cost, told
 from storage.activations import ActivationStore
 from storage.places import place
 from storage.sizes import store_bytes

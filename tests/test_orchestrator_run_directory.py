@@ -12,7 +12,7 @@ from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json
-from orchestrator.sweep_config import StopConfig
+from orchestrator.sweeps.sweep_config import StopConfig
 
 
 @pytest.fixture

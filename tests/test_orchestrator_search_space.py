@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config_file
-from orchestrator.axes import FloatRange, IntRange
-from orchestrator.candidates import Candidate, candidates, corners, n_candidates
 from orchestrator.config import RunConfig
-from orchestrator.sweep_config import VaryTraining
+from orchestrator.sweeps.axes import FloatRange, IntRange
+from orchestrator.sweeps.candidates import Candidate, candidates, corners, n_candidates
+from orchestrator.sweeps.sweep_config import VaryTraining
 from sae.config import KronShape
 from sae.fit import FitConfig
 from tests.test_orchestrator_config_file import ROOT, changed, complaint, load

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from orchestrator.speaker import Speaker
+from orchestrator.tracking.speaker import Speaker
 
 
 def speaker(warned: list[BaseException]) -> Speaker:

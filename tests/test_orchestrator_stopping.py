@@ -12,9 +12,9 @@ from ray.tune.experiment import Trial as TuneTrialState
 from ray.tune.schedulers import TrialScheduler
 
 from actors.trial import Trial
-from orchestrator.scheduler import LikeWithLike
-from orchestrator.stopping import Field, Verdict, curve_of
-from orchestrator.sweep_config import StopConfig
+from orchestrator.sweeps.scheduler import LikeWithLike
+from orchestrator.sweeps.stopping import Field, Verdict, curve_of
+from orchestrator.sweeps.sweep_config import StopConfig
 from sae.config import SaeConfig
 from sae.fit import FitConfig
 from storage.hygiene import Hygiene, RowFilter

@@ -8,9 +8,9 @@ import pytest
 from ray.tune.search import Searcher
 
 from actors.trial import Trial
-from orchestrator.candidates import Candidate
 from orchestrator.config import RunConfig
-from orchestrator.suggestions import Suggestions
+from orchestrator.sweeps.candidates import Candidate
+from orchestrator.sweeps.suggestions import Suggestions
 from storage.hygiene import Hygiene, RowFilter
 from tests.test_orchestrator_config_file import changed, load
 

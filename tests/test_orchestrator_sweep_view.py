@@ -13,7 +13,7 @@ from rich.text import Text
 from actors.trial import Trial
 from orchestrator import progress
 from orchestrator.progress import stage
-from orchestrator.sweep_view import SweepView
+from orchestrator.sweeps.sweep_view import SweepView
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig
 from storage.hygiene import Hygiene, RowFilter

@@ -15,10 +15,10 @@ from rich.console import Console
 from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
-from orchestrator.journal import Journal
 from orchestrator.run_directory import RunDirectory
-from orchestrator.system_metrics import SystemMetrics
-from orchestrator.tracking import NUMBERS, Tracker
+from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.system_metrics import SystemMetrics
+from orchestrator.tracking.tracker import NUMBERS, Tracker
 from storage.files import read_json_lines
 from tests.runs import ROOT, write_config
 
@@ -146,7 +146,7 @@ from pathlib import Path
 from rich.console import Console
 from orchestrator import config_file
 from orchestrator.run_directory import RunDirectory
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.tracker import Tracker
 
 cfg = config_file.load(Path(sys.argv[1]))
 run = RunDirectory.of(cfg)

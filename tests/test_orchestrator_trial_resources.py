@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator import config_file, memory
+from orchestrator import config_file
 from orchestrator.config import ComputeConfig, RunConfig
-from orchestrator.data_wait import waiting
 from orchestrator.errors import UserError
-from orchestrator.plan import _refuse_gpus
+from orchestrator.planning import memory
+from orchestrator.planning.plan import _refuse_gpus
+from orchestrator.sweeps.data_wait import waiting
 from storage.layout import StoreSpec
 from tests.runs import SMALL_RUN, write_config
 from tests.stores import small_spec

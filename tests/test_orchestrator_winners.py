@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.winners import winners
+from orchestrator.sweeps.winners import winners
 
 
 def result(trial: str, group: int, k: int, fvu: float, size: int = 10) -> dict[str, Any]:

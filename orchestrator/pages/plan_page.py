@@ -4,10 +4,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.estimate import Estimate, duration
-from orchestrator.memory import IMPORTED_BYTES
-from orchestrator.plan import Plan, free_disk_bytes, size
-from orchestrator.rounding import told
+from orchestrator.planning.estimate import Estimate, duration
+from orchestrator.planning.memory import IMPORTED_BYTES
+from orchestrator.planning.plan import Plan, free_disk_bytes, size
+from orchestrator.planning.rounding import told
 
 
 def show(console: Console, figures: Plan) -> None:

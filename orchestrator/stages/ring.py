@@ -12,9 +12,9 @@ from threading import Event
 
 from actors.harvester import Harvester
 from orchestrator.errors import UserError
-from orchestrator.harvest import harvester_arguments
 from orchestrator.pool import JOBS_IN_HAND, Pool
 from orchestrator.session import Session
+from orchestrator.stages.harvest import harvester_arguments
 from orchestrator.stores import shards_within
 from storage.activations import ActivationStore
 from storage.ring import RingWriter

@@ -6,7 +6,7 @@ from typing import Any
 from actors.grouper import DistanceReport, Grouper
 from actors.grouping import Grouping, LayerGroup, choose
 from orchestrator.errors import UserError
-from orchestrator.figures import amad_curve, distance_matrix
+from orchestrator.pages.figures import amad_curve, distance_matrix
 from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session

@@ -10,10 +10,10 @@ import torch
 from actors.calibration import model_rate, step_rate
 from actors.language_model import ModelShape
 from actors.trial import encoder_settings
-from orchestrator.candidates import corners, n_candidates
 from orchestrator.config import RunConfig
 from orchestrator.labels import encoder_label
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
+from orchestrator.sweeps.candidates import corners, n_candidates
 from sae.config import KronShape, SaeConfig
 
 CALIBRATION_SECONDS = 10.0

@@ -12,8 +12,8 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-from orchestrator.journal import now_ms
 from orchestrator.run_directory import write_atomically
+from orchestrator.tracking.journal import now_ms
 from storage.files import read_json_lines
 
 SAMPLE_SECONDS, SAMPLES_PER_ROW = 10.0, 3

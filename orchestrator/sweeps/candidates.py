@@ -10,7 +10,7 @@ from actors.trial import encoder_settings
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.labels import encoder_label
-from orchestrator.space import Choice, Space, fit_config, sae_config
+from orchestrator.sweeps.space import Choice, Space, fit_config, sae_config
 from sae.config import SaeConfig
 from sae.fit import FitConfig
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from actors.grouper import BLOCK_VALUES
 from actors.harvester import SHARDS_AT_ONCE
 from actors.language_model import ModelShape
-from orchestrator.candidates import corners, largest_batch
 from orchestrator.config import RunConfig
+from orchestrator.sweeps.candidates import corners, largest_batch
 from sae.losses import auxk_size
 from storage.dtypes import stored_dtype
 from storage.layout import StoreSpec

@@ -10,12 +10,12 @@ import jinja2
 import yaml
 from matplotlib.figure import Figure
 
-from orchestrator import figures
-from orchestrator.front import AIMS, fronts
-from orchestrator.group import GroupStage, load_groups
 from orchestrator.labels import encoder_label
-from orchestrator.pareto_figure import as_html, pareto
+from orchestrator.pages import figures
+from orchestrator.pages.pareto_figure import as_html, pareto
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
+from orchestrator.stages.group import GroupStage, load_groups
+from orchestrator.sweeps.front import AIMS, fronts
 from storage.files import read_json_lines
 
 TEMPLATES = Path(__file__).parent / "templates"

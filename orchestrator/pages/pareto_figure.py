@@ -5,10 +5,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orchestrator.figures import COLOURS
-from orchestrator.front import AIMS, front
 from orchestrator.labels import encoder_label
-from orchestrator.winners import Result, rank
+from orchestrator.pages.figures import COLOURS
+from orchestrator.sweeps.front import AIMS, front
+from orchestrator.sweeps.winners import Result, rank
 
 _SHAPES = {
     "dense": "circle",

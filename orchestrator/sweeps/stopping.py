@@ -12,7 +12,7 @@ from enum import Enum
 from statistics import fmean, median
 from typing import Any
 
-from orchestrator.sweep_config import StopConfig
+from orchestrator.sweeps.sweep_config import StopConfig
 
 Curve = Sequence[tuple[float, float]]
 """Of a trial: share of its steps that were done, and the FVU there; rising in the first."""

@@ -7,8 +7,8 @@ from ray.tune.experiment import Trial as TuneTrialState
 
 from actors.trial import Trial
 from orchestrator.progress import StageProgress
-from orchestrator.sweep_view import State, SweepView
-from orchestrator.tracking import Tracker
+from orchestrator.sweeps.sweep_view import State, SweepView
+from orchestrator.tracking.tracker import Tracker
 
 _STATES: dict[str, State] = {
     TuneTrialState.PENDING: "waiting",

@@ -22,11 +22,11 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from actors.trial import Trial
-from orchestrator.axes import FloatRange, IntRange
-from orchestrator.candidates import PATIENCE, Candidate, candidate, too_narrow
 from orchestrator.config import RunConfig
 from orchestrator.run_directory import read_json, write_json
-from orchestrator.space import Axis
+from orchestrator.sweeps.axes import FloatRange, IntRange
+from orchestrator.sweeps.candidates import PATIENCE, Candidate, candidate, too_narrow
+from orchestrator.sweeps.space import Axis
 
 
 class Suggestions(Searcher):

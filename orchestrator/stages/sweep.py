@@ -18,25 +18,25 @@ from ray.tune.schedulers import TrialScheduler
 from actors.bundle import bundles
 from actors.errors import InputError
 from actors.trial import Trial
-from orchestrator.candidates import Candidate, candidates
-from orchestrator.chunk_keeper import keeping_chunks
 from orchestrator.cluster import Placement
-from orchestrator.data_wait import waiting
 from orchestrator.errors import UserError
-from orchestrator.group import GroupStage
-from orchestrator.memory import kept_chunk_bytes
+from orchestrator.planning.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
-from orchestrator.ring import harvesting_beside
 from orchestrator.run_directory import read_json
-from orchestrator.scheduler import LikeWithLike
 from orchestrator.session import Session
+from orchestrator.stages.group import GroupStage
+from orchestrator.stages.ring import harvesting_beside
 from orchestrator.stores import shards_within
-from orchestrator.suggestions import Suggestions
-from orchestrator.sweep_report import Report
-from orchestrator.sweep_view import SweepView
-from orchestrator.tune_trial import TuneTrial
-from orchestrator.winners import Result
+from orchestrator.sweeps.candidates import Candidate, candidates
+from orchestrator.sweeps.chunk_keeper import keeping_chunks
+from orchestrator.sweeps.data_wait import waiting
+from orchestrator.sweeps.scheduler import LikeWithLike
+from orchestrator.sweeps.suggestions import Suggestions
+from orchestrator.sweeps.sweep_report import Report
+from orchestrator.sweeps.sweep_view import SweepView
+from orchestrator.sweeps.tune_trial import TuneTrial
+from orchestrator.sweeps.winners import Result
 from storage.activations import ActivationStore
 from storage.chunk_source import ChunkSource
 from storage.errors import StoreError

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.front import AIMS
 from orchestrator.labels import encoder_label
+from orchestrator.sweeps.front import AIMS
 
 FRONT_ROWS = 8
 """Of each group, so that a long sweep's table can be read."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.axes import (
+from orchestrator.sweeps.axes import (
     EncoderShapes,
     FloatRange,
     IntRange,
@@ -16,7 +16,7 @@ from orchestrator.axes import (
     Positive,
     Range,
 )
-from orchestrator.space import TRAIN, Axis, Space, impossible
+from orchestrator.sweeps.space import TRAIN, Axis, Space, impossible
 
 Selection = Literal["topk", "batch_topk"]
 Scaling = Literal["layer_scale", "token_standardize"]

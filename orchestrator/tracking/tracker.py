@@ -15,14 +15,14 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from orchestrator.config import RunConfig
-from orchestrator.journal import Journal
-from orchestrator.registry import model_name, register_best
 from orchestrator.run_directory import RunDirectory, read_json, write_json
-from orchestrator.run_tags import run_tags
-from orchestrator.run_tree import RunTree
-from orchestrator.speaker import Speaker
-from orchestrator.system_metrics import SystemMetrics
-from orchestrator.tracking_uri import check_file, default_uri, is_outage, refusal, why
+from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.registry import model_name, register_best
+from orchestrator.tracking.run_tags import run_tags
+from orchestrator.tracking.run_tree import RunTree
+from orchestrator.tracking.speaker import Speaker
+from orchestrator.tracking.system_metrics import SystemMetrics
+from orchestrator.tracking.tracking_uri import check_file, default_uri, is_outage, refusal, why
 from storage.files import read_json_lines
 
 PROGRESS_SECONDS = 10.0

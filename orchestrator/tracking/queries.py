@@ -16,7 +16,7 @@ from rich.table import Table
 
 from orchestrator.errors import UserError
 from orchestrator.labels import encoder_label
-from orchestrator.tracking_uri import credentials, is_outage, is_refused, why
+from orchestrator.tracking.tracking_uri import credentials, is_outage, is_refused, why
 
 Found = dict[str, Any]
 """A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""

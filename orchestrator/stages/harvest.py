@@ -12,9 +12,9 @@ import numpy as np
 from actors.harvester import Harvester
 from actors.packer import Packer
 from actors.row_counts import count_rows
+from orchestrator.planning.rounding import int8_cost, told
 from orchestrator.pool import Pool
 from orchestrator.progress import bottleneck, stage
-from orchestrator.rounding import int8_cost, told
 from orchestrator.run_directory import write_json
 from orchestrator.session import Session
 from orchestrator.stores import n_sequences, shards_within, store_spec

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.winners import Result, rank
+from orchestrator.sweeps.winners import Result, rank
 
 AIMS = {
     "fvu": "FVU",

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import median
 
 from orchestrator.config import RunConfig
-from orchestrator.memory import shares_chunks
-from orchestrator.winners import Result
+from orchestrator.planning.memory import shares_chunks
+from orchestrator.sweeps.winners import Result
 
 LIMIT = 0.03
 """Of a trial's time; less is not worth a change."""

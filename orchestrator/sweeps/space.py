@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from orchestrator.axes import Range, at_width
+from orchestrator.sweeps.axes import Range, at_width
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.evaluate import Evaluations
-from orchestrator.figures import fvu_against_l0
-from orchestrator.front import fronts
-from orchestrator.group import GroupStage
+from orchestrator.pages.figures import fvu_against_l0
 from orchestrator.session import Session
-from orchestrator.winners import rank
+from orchestrator.stages.evaluate import Evaluations
+from orchestrator.stages.group import GroupStage
+from orchestrator.sweeps.front import fronts
+from orchestrator.sweeps.winners import rank
 from sae.config import SaeConfig
 
 _BEST = (

@@ -1,4 +1,4 @@
-"""Ray Tune's scheduler of the sweep: which trials go on, wait or are given up, by `orchestrator.stopping`.
+"""Ray Tune's scheduler of the sweep: which trials go on, wait or are given up, by `orchestrator.sweeps.stopping`.
 
 Each trial is judged by itself, whatever bundle it is trained in. A bundle goes on as one: it waits while one
 of its members has to that has come no further than the others, and nobody waits for ever, as those who
@@ -16,8 +16,8 @@ from ray.tune.experiment import Trial as TuneTrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from actors.trial import Trial
-from orchestrator.stopping import Field, Verdict, curve_of
-from orchestrator.sweep_config import StopConfig
+from orchestrator.sweeps.stopping import Field, Verdict, curve_of
+from orchestrator.sweeps.sweep_config import StopConfig
 
 
 class LikeWithLike(FIFOScheduler):

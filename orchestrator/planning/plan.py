@@ -8,12 +8,12 @@ import psutil
 import torch
 
 from actors.language_model import ModelShape, parameter_count
-from orchestrator import memory
-from orchestrator.candidates import candidates, corners, n_candidates
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
-from orchestrator.memory import IMPORTED_BYTES, ActorMemory
+from orchestrator.planning import memory
+from orchestrator.planning.memory import IMPORTED_BYTES, ActorMemory
 from orchestrator.stores import shards_within, store_spec
+from orchestrator.sweeps.candidates import candidates, corners, n_candidates
 from sae.config import SaeConfig
 from storage.layout import StoreSpec
 from storage.places import place

@@ -1,0 +1,1 @@
+"""What a sweep tries, in which order, when it gives up, and who wins."""

@@ -1,0 +1,1 @@
+"""MLflow: what it is told, and what it is asked."""
