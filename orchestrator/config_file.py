@@ -81,6 +81,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:
             (location, text)
             for location, text in found
             if not text.startswith("is missing")
+            and location not in _COUNTING
             and not any(known[: len(location)] == location for known in faulty)
             and not hidden & set(re.findall(r"\w+", text))
         ]
@@ -197,6 +198,10 @@ def _remedy(item: dict[str, Any], location: Location) -> str:
         return "is an empty list, so there is nothing to train; list at least one value"
     if kind == "dict_type":
         return f"{given!r} is no mapping of group numbers to settings; write {{0: {{k: [32]}}}}"
+    if kind == "tuple_type" and isinstance(given, Mapping):
+        return f"{given!r} is a range or a section, and this takes a list; write [16, 32]"
+    if kind == "literal_error" and "encoders" in location:
+        return f"{given!r} is no encoder; give dense, {{h: 64, m: 4, n: 4}} or {{kron: {{m: [2], n: [4]}}}}"
     if kind == "tuple_type":
         return f"{given!r} is not a list; write [{given}]"
     message = item["msg"].removeprefix("Input ").replace("'", "")
@@ -247,6 +252,9 @@ _STAND_INS: Mapping[Location, Any] = {
 """For required settings that are at fault, so that the rest of their section can be checked; what is
 then said of them is dropped."""
 
+_COUNTING: Sequence[Location] = [("sweep", "search", "trials")]
+"""Settings that are compared with how many values others have: without the faulty ones that means nothing."""
+
 
 def _without(raw: Any, locations: Sequence[Location], at: Location = ()) -> Any:
     """A copy of plain data without what stands at `locations`, and without lists that this empties."""
@@ -281,6 +289,8 @@ def _disguised(raw: Any, parsed: Any, location: Location) -> Iterator[Problem]:
     """Text and truth values that pydantic took for numbers."""
     if isinstance(raw, Mapping) and isinstance(parsed, Mapping):
         for key in raw:
+            if isinstance(key, str) and key.isdigit() and int(key) in raw:
+                yield (*location, key), f"{key!r} and {key} are the same number; keep one"
             yield from _disguised(raw[key], parsed.get(key), (*location, key))
     elif isinstance(raw, list) and isinstance(parsed, list | tuple):
         for i, (a, b) in enumerate(zip(raw, parsed, strict=True)):

@@ -37,16 +37,18 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     plan.refuse_what_cannot_fit(figures, cfg)
     directory = RunDirectory.claim(cfg)
     take_back(directory, console)
-    tracker = Tracker(cfg, directory, console)
-    session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
-    try:
-        with cluster.connected(cfg.compute, figures.shared_bytes):
+    with cluster.connected(
+        cfg.compute, figures.shared_bytes
+    ):  # it may refuse: no run in MLflow then
+        tracker = Tracker(cfg, directory, console)
+        session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
+        try:
             _stages(session, Pool(Placement.of(cfg.compute)), STAGES.index(until))
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    # Finished now, or before and only mended; otherwise it waits to be continued.
-    tracker.finish("FINISHED" if directory.summary.is_file() else "SCHEDULED")
+        except BaseException as error:
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        # Finished now, or before and only mended; otherwise it waits to be continued.
+        tracker.finish("FINISHED" if directory.summary.is_file() else "SCHEDULED")
     return directory
 
 

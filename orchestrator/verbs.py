@@ -95,6 +95,8 @@ def runs(args: Namespace) -> None:
     found = queries.find(uri, kind, args.filter, run_dir)
     if args.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    elif not found and args.filter:
+        _console().print(f"No {kind} meets {args.filter!r}", highlight=False)
     else:
         show = queries.trial_table if args.trials else queries.run_table
         _console().print(show(uri, found))

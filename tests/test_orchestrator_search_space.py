@@ -47,10 +47,10 @@ def test_the_example_of_the_docs_loads(tmp_path: Path):
     assert len(ids(cfg, 1)) == 16
 
 
-def test_any_setting_of_training_can_vary():
-    assert [f.name for f in dataclasses.fields(VaryTraining)] == [
-        f.name for f in dataclasses.fields(FitConfig)
-    ]
+def test_any_setting_of_training_can_vary_but_those_of_jumprelu():
+    settings = [f.name for f in dataclasses.fields(FitConfig)]
+    varied = [f.name for f in dataclasses.fields(VaryTraining)]
+    assert varied == [name for name in settings if not name.startswith("sparsity")]
 
 
 def test_the_grid_is_every_combination_and_names_tell_what_varies(tmp_path: Path):
@@ -314,6 +314,29 @@ def test_what_the_door_lets_through_can_be_built(
         ({"groups": [{"k": [4]}]}, "sweep.groups: [{'k': [4]}] is no mapping of group numbers", 1),
         ({"groups": {0: {"kk": [4]}}}, "sweep.groups[0].kk: is not a setting; did you mean k?", 1),
         ({"groups": {-1: {"k": [4]}}}, "sweep.groups[-1]: there is no such group (from 0)", 1),
+        (
+            {"groups": {"0": {"k": [4]}, 0: {"k": [8]}}},
+            "sweep.groups.0: '0' and 0 are the same number; keep one",
+            1,
+        ),
+        ({"k": {"min": 4, "max": 8}}, "is a range or a section, and this takes a list; write", 1),
+        ({"encoders": ["sparse"]}, "sweep.encoders[0]: 'sparse' is no encoder; give dense, {h", 1),
+        (
+            {"vary": {"train": {"sparsity_penalty": ["step", "tanh"]}}},
+            "sweep.vary.train.sparsity_penalty: is not a setting",
+            1,
+        ),
+        (
+            {"vary": {"train": {"prefix_weights": ["equal", "size"]}}},
+            "sweep.vary.train.prefix_weights: no trial of this sweep uses it; add vary.prefixes, or",
+            1,
+        ),
+        (
+            {"vary": {"train": {"threshold_momentum": {"min": 0.9, "max": 0.99}}}}
+            | {"search": RANDOM},
+            "sweep.vary.train.threshold_momentum: no trial of this sweep uses it; add batch_topk, or",
+            1,
+        ),
     ],
 )
 def test_a_fault_of_the_space_is_told_with_its_place_and_a_remedy(
@@ -322,6 +345,22 @@ def test_a_fault_of_the_space_is_told_with_its_place_and_a_remedy(
     text = complaint(tmp_path, changed(sweep={"d_sae": 64, "k": [4], **settings}))
     assert expected in text, text
     assert text.count("\n") == count, text
+
+
+def test_settings_that_some_trial_uses_may_vary(tmp_path: Path):
+    train = {"prefix_weights": ["equal", "size"], "threshold_momentum": [0.9, 0.99]}
+    settings = {"prefixes": [[], [16, 64]], "train": train}
+    sweep(tmp_path, selection=["topk", "batch_topk"], vary=settings)
+
+
+def test_a_name_that_no_file_could_have_is_cut_and_still_the_trials_own(tmp_path: Path):
+    names = ("lr", "weight_decay", "warmup_fraction", "decay_fraction", "auxk_coefficient")
+    names = (*names, "grad_clip", "dead_after_tokens", "batch_tokens")
+    values = {name: [1, 2] if "tokens" in name else [0.123456789, 0.123456788] for name in names}
+    cfg = sweep(tmp_path, vary={"d_sae": [64, 128], "train": values})
+    ids = [candidate.id for candidate in candidates(cfg, 0, d_model=8)]
+    assert len(set(ids)) == len(ids) == 2 ** (len(names) + 1)
+    assert max(map(len, ids)) <= 200
 
 
 def test_a_group_that_cannot_be_is_refused_where_their_number_is_known(tmp_path: Path):

@@ -222,7 +222,8 @@ def _refuse_gpus(cfg: RunConfig, there: int) -> None:
 _LOWER = {
     "harvester": "harvest.shard_mib, harvest.batch_tokens or compute.harvesters",
     "grouper": "harvest.chunk_mib",
-    "trainer": "sweep.window_chunks, d_sae or compute.cpus (fewer at a time)",
+    "trainer": "sweep.window_chunks, sweep.d_sae, the largest batch_tokens (of train, or of "
+    "sweep.vary.train) or compute.cpus (fewer at a time)",
     "evaluator": "harvest.batch_tokens or compute.cpus (fewer at a time)",
 }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from random import Random
 
@@ -16,6 +17,9 @@ from sae.fit import FitConfig
 
 PATIENCE = 200
 """Draws for each trial that is wanted: a narrow range may hold fewer."""
+
+LONGEST_NAME = 180
+"""Characters: file systems take 255 bytes. A longer name is cut, and ends in a hash of the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,11 @@ def candidate(
     """A combination of a group's space, with a name that tells what varies."""
     sae = sae_config(choice, k, d_model)
     encoder = encoder_label(encoder_settings(sae.encoder)).replace(" ", "-")
+    name = f"g{group}-k{k}-{encoder}-{sae.selection}{space.label(choice)}"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{sha256(name.encode()).hexdigest()[:12]}"
     return Candidate(
-        id=f"g{group}-k{k}-{encoder}-{sae.selection}{space.label(choice)}",
+        id=name,
         group=group,
         sae=sae,
         fit=fit_config(choice, cfg.train),

@@ -134,12 +134,26 @@ def impossible(k: Axis, space: Space) -> Iterator[str]:
         if (d_sae, shape) in possible:
             yield f"{path}: {_spelt(shape)} is listed twice; name each once"
         possible.append((d_sae, shape))
+    yield from _without_effect(space)
     for prefixes, path in space.axes["prefixes"].ends:
         for d_sae, shape in possible if prefixes else ():
             try:
                 SaeConfig(d_model=1, d_sae=d_sae, k=1, encoder=shape, prefixes=prefixes)
             except ValueError as error:
                 yield f"{path}: {error}"
+
+
+def _without_effect(space: Space) -> Iterator[str]:
+    """Axes along which all trials would be the same."""
+    needs = {
+        "prefix_weights": ("prefixes", lambda value: len(value) > 1, "vary.prefixes"),
+        "threshold_momentum": ("selection", lambda value: value == "batch_topk", "batch_topk"),
+    }
+    for setting, (name, uses_it, wanted) in needs.items():
+        axis = space.axes.get(f"{TRAIN}{setting}")
+        if axis and not any(uses_it(value) for value, _ in space.axes[name].ends):
+            where = axis.paths[0].removesuffix("[0]")
+            yield f"{where}: no trial of this sweep uses it; add {wanted}, or leave it out"
 
 
 def impossible_training(space: Space, base: FitConfig) -> Iterator[str]:

@@ -27,7 +27,10 @@ Floats = Annotated[ListOrRange[float, FloatRange] | None, _ABSENT]
 
 @dataclass(frozen=True, kw_only=True)
 class VaryTraining:
-    """Settings of training that trials differ in: `sae.fit.FitConfig` says what they are."""
+    """Settings of training that trials differ in: `sae.fit.FitConfig` says what they are.
+
+    Not those of JumpReLU, which no sweep trains.
+    """
 
     batch_tokens: Ints = None
     lr: Annotated[ListOrRange[float | None, FloatRange] | None, _ABSENT] = None
@@ -40,8 +43,6 @@ class VaryTraining:
     grad_clip: Floats = None
     threshold_momentum: Floats = None
     prefix_weights: Annotated[Listed[Literal["equal", "size"]] | None, _ABSENT] = None
-    sparsity_coefficient: Floats = None
-    sparsity_penalty: Annotated[Listed[Literal["step", "tanh"]] | None, _ABSENT] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from orchestrator.tracking.run_tags import run_tags
 from orchestrator.tracking.run_tree import RunTree
 from orchestrator.tracking.speaker import Speaker
 from orchestrator.tracking.system_metrics import SystemMetrics
-from orchestrator.tracking.tracking_uri import check_file, default_uri, is_outage, refusal, why
+from orchestrator.tracking.tracking_uri import check, default_uri, is_outage, refusal, why
 from storage.files import read_json_lines
 
 PROGRESS_SECONDS = 10.0
@@ -50,7 +50,7 @@ class Tracker:
         self.uri = cfg.tracking.uri or default_uri(run.path)
         self.experiment = cfg.name
         self._run, self._console = run, console
-        check_file(self.uri)
+        check(self.uri)
         self._journal = Journal(run.path / "mlflow.json")
         local = self.uri.startswith("sqlite:")
         artifacts = (run.path.parent / "mlartifacts").as_uri() if local else None

@@ -1,5 +1,6 @@
 """The address of MLflow: its default, and what is wrong with one that does not work."""
 
+import re
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -14,8 +15,12 @@ def default_uri(run_dir: Path) -> str:
     return f"sqlite:///{run_dir.parent / 'mlflow.db'}"
 
 
-def check_file(uri: str) -> None:
-    """Refuse an SQLite file that can't be written: MLflow would go on trying for minutes."""
+def check(uri: str) -> None:
+    """Refuse a server without a scheme, and an SQLite file that can't be written: MLflow would go on trying."""
+    if "://" not in uri and re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        raise UserError(
+            f"tracking.uri: {uri} does not say how to speak to it; write http://{uri} or https://{uri}"
+        )
     if not uri.startswith("sqlite:"):
         return
     if not uri.startswith("sqlite:///") or uri == "sqlite:///":
