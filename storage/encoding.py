@@ -109,6 +109,8 @@ def encode(
 ) -> Iterator[tuple[slice, EncodedBlock]]:
     """Encode some rows of one layer on the device they are on, block by block.
 
+    On a CPU all blocks are made in the same memory: use each before you ask for the next.
+
     Rounds to nearest, ties to even. What is too large becomes the largest finite value of its sign.
     Rows that are not finite, or whose norm is not, get a norm that is not.
 
@@ -122,15 +124,59 @@ def encode(
         Which part of `rows` it is, and the block.
     """
     n_rows = len(x) if rows is None else len(rows)
-    step = max(1, n_rows if x.is_cuda else _BLOCK_VALUES // x.shape[1])
+    step = max(1, n_rows if x.is_cuda else min(n_rows, _BLOCK_VALUES // x.shape[1]))
+    memory = _BlockMemory(step, x, dtype)
     for start in range(0, n_rows, step):
         span = slice(start, min(start + step, n_rows))
-        block = x[span] if rows is None else x.index_select(0, rows[span])
-        yield span, _int8_block(block.float()) if dtype == "int8" else _block(block, scale, dtype)
+        block = x[span] if rows is None else memory.gather(x, rows[span])
+        wide = memory.widen(block)
+        yield (
+            span,
+            _int8_block(wide) if dtype == "int8" else _block(block, wide, scale, dtype, memory),
+        )
 
 
-def _block(x: Float[Tensor, "rows d_model"], scale: float, dtype: str) -> EncodedBlock:
-    wide, target, largest = x.float(), getattr(torch, dtype), largest_value(dtype)
+class _BlockMemory:
+    """What a block is made in. On a GPU each has its own: the one before may still be on its way."""
+
+    def __init__(self, n_rows: int, x: Float[Tensor, "tokens d_model"], dtype: str) -> None:
+        shape = (n_rows, x.shape[1])
+        self._again = not x.is_cuda
+        self._gathered = torch.empty(shape, dtype=x.dtype) if self._again else x
+        self._wide = torch.empty(shape) if self._again and x.dtype != torch.float32 else x
+        self._stored = torch.empty(shape if self._again and dtype != "int8" else (0, 0))
+        if dtype != "int8":
+            self._stored = self._stored.to(getattr(torch, dtype))
+
+    def gather(
+        self, x: Float[Tensor, "tokens d_model"], rows: Int64[Tensor, " rows"]
+    ) -> Float[Tensor, "rows d_model"]:
+        """Some rows of `x`."""
+        if not self._again:
+            return x.index_select(0, rows)
+        return torch.index_select(x, 0, rows, out=self._gathered[: len(rows)])
+
+    def widen(self, block: Float[Tensor, "rows d_model"]) -> Float32[Tensor, "rows d_model"]:
+        """The block in float32."""
+        if block.dtype == torch.float32 or not self._again:
+            return block.float()
+        return self._wide[: len(block)].copy_(block)
+
+    def scaled(
+        self, x: Float[Tensor, "rows d_model"], scale: float
+    ) -> Float[Tensor, "rows d_model"]:
+        """`x * scale` in the dtype of the store."""
+        return torch.mul(x, scale, out=self._stored[: len(x)])
+
+
+def _block(
+    x: Float[Tensor, "rows d_model"],
+    wide: Float32[Tensor, "rows d_model"],
+    scale: float,
+    dtype: str,
+    memory: _BlockMemory,
+) -> EncodedBlock:
+    target, largest = getattr(torch, dtype), largest_value(dtype)
     norm = _norms(wide)
     # No value is larger than its row's norm. On a GPU to ask would be to wait for it.
     if x.is_cuda or float(norm.max()) * scale > largest:
@@ -140,7 +186,7 @@ def _block(x: Float[Tensor, "rows d_model"], scale: float, dtype: str) -> Encode
     else:
         clipped = torch.zeros(len(x), dtype=torch.int64)
         # A power of two times a number of the same dtype is rounded as it would be from float32.
-        stored = ((x if x.dtype == target else wide) * scale).to(target)
+        stored = memory.scaled(x if x.dtype == target else wide, scale)
     if dtype == "bfloat16":
         stored = stored.view(torch.uint16)
     nothing = norm[:0]

@@ -17,11 +17,18 @@ from storage.bulk_file import Bytes
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
+_PIECE_BYTES = 256 * 2**10
+"""Handed on at a time: who writes it, and who sums it up, then finds it in the cache of a core."""
 
 
-def with_checksum(data: Bytes) -> tuple[Bytes, bytes]:
-    """`data`, then its crc32c as a little-endian uint32: zarr's crc32c codec, in two parts."""
-    return data, struct.pack("<I", google_crc32c.value(data))
+def with_checksum(data: Bytes) -> Iterator[Bytes]:
+    """`data` piece by piece, then its crc32c as a little-endian uint32: zarr's crc32c codec."""
+    checksum = 0
+    for start in range(0, len(data), _PIECE_BYTES):
+        piece = data[start : start + _PIECE_BYTES]
+        checksum = google_crc32c.extend(checksum, piece)
+        yield piece
+    yield struct.pack("<I", checksum)
 
 
 def without_checksum(data: Bytes) -> Bytes | None:

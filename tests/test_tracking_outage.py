@@ -12,6 +12,7 @@ from urllib.error import URLError
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.tracking.registry import ALIAS, model_name
 from tests.runs import harvested, start, strata
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -90,5 +91,16 @@ def test_training_goes_on_without_the_server_and_it_is_told_afterwards(
             told = client.get_metric_history(child.info.run_id, "fvu")
             rows = (results / str(child.info.run_name) / "metrics.jsonl").read_text().splitlines()
             assert [m.step for m in told] == [json.loads(row)["step"] for row in rows]
+        for group in summary["groups"]:
+            version = client.get_model_version_by_alias(model_name("test", group["id"]), ALIAS)
+            assert version.tags["trial"] == group["best"]["trial"]
+        search = "metrics.final_fvu < 1 and params.encoder = 'dense'"
+        status, output = strata("runs", config, "--trials", "--json", "--filter", search)
+        assert status == 0, output
+        dense = [child.info.run_name for child in children if "h" not in child.data.params]
+        assert sorted(trial["name"] for trial in json.loads(output)) == sorted(map(str, dense))
+        assert len(dense) == 2
+        status, output = strata("runs", config, "--trials", "--filter", "metrics.nope > 0")
+        assert (status, output.strip()) == (0, "No trial meets 'metrics.nope > 0'")
     finally:
         stop(server)
