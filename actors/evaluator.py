@@ -164,7 +164,7 @@ class Evaluator:
 
         Means over all predictions. The logits of two passes are held at a time.
         """
-        ce_clean, totals = 0.0, {name: (0.0, 0.0) for name in replacements}
+        ce_clean, totals = 0.0, dict.fromkeys(replacements, (0.0, 0.0))
         first = self._tokens.first_position
         for start in range(0, len(self._sequences), self._batch):
             packed = self._tokens.ids(_SPLIT, self._sequences[start : start + self._batch])
