@@ -45,13 +45,13 @@ class LayerReport(LayerFidelity):
     """The same with ce_mean for ce_zero; None if mean ablation costs nothing."""
 
     kl: float | None = None
-    """Mean KL divergence of the model with the reconstructions from the untouched one, in nats; 0 is best."""
+    """KL(untouched || with reconstructions), mean over all positions, in nats; 0 is best."""
 
     kl_zero: float | None = None
-    """The same of the model with zeros."""
+    """The same with zeros."""
 
     n_tokens: int = 0
-    """Predictions that cross-entropies and divergences average over."""
+    """Predictions that cross-entropies average over."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Effect:
     """Cross-entropy, in nats per token."""
 
     kl: float
-    """Divergence from the untouched model, in nats per token."""
+    """Divergence from the untouched model, in nats per position."""
 
 
 class Evaluator:
@@ -162,7 +162,7 @@ class Evaluator:
     ) -> tuple[float, dict[str, Effect]]:
         """Cross-entropy of the untouched model, and what replacing the layer's kept rows does.
 
-        Means over all predictions. The logits of two passes are held at a time.
+        Means over all predictions or positions. The logits of two passes are held at a time.
         """
         ce_clean, totals = 0.0, dict.fromkeys(replacements, (0.0, 0.0))
         first = self._tokens.first_position
@@ -177,8 +177,9 @@ class Evaluator:
                 ce, kl = totals[name]
                 totals[name] = ce + _cross_entropy(ids, changed), kl + _divergence(clean, changed)
         n_tokens = len(self._sequences) * (self._tokens.context - 1)
+        n_positions = len(self._sequences) * self._tokens.context
         return ce_clean / n_tokens, {
-            name: Effect(ce / n_tokens, kl / n_tokens) for name, (ce, kl) in totals.items()
+            name: Effect(ce / n_tokens, kl / n_positions) for name, (ce, kl) in totals.items()
         }
 
 
@@ -194,6 +195,6 @@ def _divergence(
     clean: Float[Tensor, "sequences context vocabulary"],
     changed: Float[Tensor, "sequences context vocabulary"],
 ) -> float:
-    """Sum over the predictions that cross-entropy counts: what follows the last token is left out."""
-    pairs = zip(clean[:, :-1], changed[:, :-1], strict=True)
+    """Sum over all positions, the last one too: what follows it is predicted, if not known."""
+    pairs = zip(clean, changed, strict=True)
     return sum(float(metrics.kl_divergence(*pair).double().sum()) for pair in pairs)
