@@ -104,12 +104,12 @@ def _bill(
     }
 
 
-def _training_flops(group: Shared) -> int:
-    return group.trial.sae.training_flops_per_token * group.result["tokens"]
+def _training_flops(group: Shared) -> float:
+    return float(group.trial.sae.training_flops_per_token * group.result["tokens"])
 
 
-def _published(sae: SaeConfig) -> int:
-    return _PUBLISHED_FACTOR * sae.d_model * sae.d_sae
+def _published(sae: SaeConfig) -> float:
+    return float(_PUBLISHED_FACTOR * sae.d_model * sae.d_sae)
 
 
 def _seconds(bill: Mapping[str, float | None]) -> float | None:
@@ -121,5 +121,5 @@ def _saved(less: float | None, more: float | None) -> float | None:
     return None if less is None or more is None else 1 - less / more
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[int] | Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -163,11 +163,13 @@ def grouper(pilot: StoreSpec) -> ActorMemory:
 def evaluator(
     cfg: RunConfig, shape: ModelShape, n_parameters: int, validation: StoreSpec
 ) -> ActorMemory:
-    """An evaluator: the model with its head, the logits of a batch, and an autoencoder."""
+    """An evaluator: the model with its head, the logits of two passes, and an autoencoder."""
     head = shape.vocabulary * shape.d_model
     weights = (n_parameters + head) * _WEIGHT_BYTES[cfg.model.dtype]
     tokens = _batch_tokens(cfg, shape)
-    logits = 4 * tokens * shape.vocabulary * _FLOAT if shape.is_causal else 0
+    # Of the untouched model and of the changed one; what compares them goes sequence by sequence.
+    compared = 2 * tokens + 4 * (cfg.harvest.context or shape.context)
+    logits = compared * shape.vocabulary * _FLOAT if shape.is_causal else 0
     block = tokens * shape.d_model * _FLOAT * _BLOCK_WIDTHS
     widest = max(sae.d_sae for sae in corners(cfg, shape.d_model))
     sae = 2 * widest * shape.d_model * _FLOAT
