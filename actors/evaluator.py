@@ -20,6 +20,8 @@ from storage.places import Location
 from storage.tokens import TokenStore
 
 _SPLIT = "validation"
+KEPT_LOGITS_BYTES = 256 * 2**20
+"""Of the untouched model, kept for the next evaluation; what is beyond is computed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class Evaluator:
         self._sequences = np.arange(n_sequences) * available // n_sequences
         self._batch = max(1, batch_tokens // self._tokens.context)
         self._ablated: dict[int, dict[str, Effect]] = {}
+        self._clean: dict[int, Tensor] = {}
 
     def evaluate(self, sae_folder: Path, layer: int) -> LayerReport:
         """Measure the autoencoder in a folder on one of its layers.
@@ -162,14 +165,15 @@ class Evaluator:
     ) -> tuple[float, dict[str, Effect]]:
         """Cross-entropy of the untouched model, and what replacing the layer's kept rows does.
 
-        Means over all predictions or positions. The logits of two passes are held at a time.
+        Means over all predictions or positions. The logits of two passes are held at a time, beside
+        those that are kept.
         """
         ce_clean, totals = 0.0, dict.fromkeys(replacements, (0.0, 0.0))
         first = self._tokens.first_position
         for start in range(0, len(self._sequences), self._batch):
             packed = self._tokens.ids(_SPLIT, self._sequences[start : start + self._batch])
             ids = torch.from_numpy(packed)
-            clean = self._model.logits(ids)
+            clean = self._clean_logits(start, ids)
             ce_clean += _cross_entropy(ids, clean)
             for name, replacement in replacements.items():
                 edits = {layer: edit(replacement, layer, packed, self._row_filter, first)}
@@ -181,6 +185,16 @@ class Evaluator:
         return ce_clean / n_tokens, {
             name: Effect(ce / n_tokens, kl / n_positions) for name, (ce, kl) in totals.items()
         }
+
+    def _clean_logits(self, start: int, ids: Tensor) -> Tensor:
+        """Of the untouched model on the batch of sequences that begins at `start`."""
+        if start in self._clean:
+            return self._clean[start]
+        logits = self._model.logits(ids)
+        kept = sum(batch.nbytes for batch in self._clean.values())
+        if kept + logits.nbytes <= KEPT_LOGITS_BYTES:
+            self._clean[start] = logits
+        return logits
 
 
 def _cross_entropy(

@@ -1,7 +1,6 @@
 """Runs in the peers' environment: their measures of one autoencoder on given tokens and activations.
 
-`python -m benchmarks.peer_metrics MODEL IN OUT`: MODEL is a folder saved by transformers, of an
-architecture that TransformerLens knows; IN holds ids (sequences, context), x (rows, d_model), w_enc and
+`python -m benchmarks.peer_metrics MODEL IN OUT`: MODEL is a GPT-NeoX in a folder saved by transformers; IN holds ids (sequences, context), x (rows, d_model), w_enc and
 w_dec (latents, d_model), b_enc, b_dec, threshold, k, layer and special (token ids). OUT is JSON: by peer
 and case the figures as the peer names them.
 """
@@ -20,17 +19,54 @@ from torch import Tensor
 Figures = dict[str, float]
 
 
+def hooked(model: str) -> Any:
+    """The model as TransformerLens has it, which loads by name only models that it knows."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_neox_weights
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    cfg = theirs.config
+    d_head = cfg.hidden_size // cfg.num_attention_heads
+    ours = HookedTransformerConfig(
+        d_model=cfg.hidden_size,
+        d_head=d_head,
+        n_heads=cfg.num_attention_heads,
+        d_mlp=cfg.intermediate_size,
+        n_layers=cfg.num_hidden_layers,
+        n_ctx=cfg.max_position_embeddings,
+        eps=cfg.layer_norm_eps,
+        d_vocab=cfg.vocab_size,
+        act_fn=cfg.hidden_act,
+        parallel_attn_mlp=cfg.use_parallel_residual,
+        positional_embedding_type="rotary",
+        rotary_adjacent_pairs=False,
+        rotary_dim=round(cfg.rope_parameters["partial_rotary_factor"] * d_head),
+        normalization_type="LN",
+        default_prepend_bos=False,
+        device="cpu",
+    )
+    found = HookedTransformer(ours)
+    found.load_and_process_state_dict(
+        convert_neox_weights(theirs, ours),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return found
+
+
 def sae_lens(model: str, given: dict[str, Tensor]) -> dict[str, Figures]:
-    """`run_evals` as a whole, over all tokens, without the special ones, and in two batches."""
+    """`run_evals` as it is, over all tokens, without the special ones, and in two batches."""
     from datasets import Dataset
     from sae_lens.evals import get_eval_everything_config, run_evals
     from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.training.activation_scaler import ActivationScaler
     from sae_lens.training.activations_store import ActivationsStore
-    from transformer_lens import HookedTransformer
 
-    hooked = HookedTransformer.from_pretrained_no_processing(model, device="cpu")
+    runs = hooked(model)
     d_sae, d_model = given["w_enc"].shape
     n_sequences, context = given["ids"].shape
     metadata = SAEMetadata(
@@ -51,7 +87,7 @@ def sae_lens(model: str, given: dict[str, Tensor]) -> dict[str, Figures]:
 
     def evaluated(n_batches: int, special: list[int]) -> Figures:
         store = ActivationsStore.from_sae(
-            hooked,
+            runs,
             sae,
             Dataset.from_dict({"tokens": given["ids"].tolist()}),
             streaming=False,
@@ -60,7 +96,7 @@ def sae_lens(model: str, given: dict[str, Tensor]) -> dict[str, Figures]:
         )
         settings = get_eval_everything_config(n_sequences // n_batches, n_batches, n_batches)
         found, _ = run_evals(
-            *(sae, store, hooked, ActivationScaler(), settings),
+            *(sae, store, runs, ActivationScaler(), settings),
             exclude_special_tokens=special or False,
         )
         return {name: float(value) for part in found.values() for name, value in part.items()}

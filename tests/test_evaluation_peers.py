@@ -194,18 +194,23 @@ def test_run_evals_finds_what_we_find_over_all_tokens(ours, theirs, ours_is):
     )
 
 
-@pytest.mark.parametrize("ours_is", [*OF_ROWS, "ce_clean", "ce_sae", "kl"])
+@pytest.mark.parametrize("ours_is", OF_ROWS)
 def test_run_evals_finds_what_we_find_without_special_tokens(ours, theirs, ours_is):
-    found = theirs["sae_lens"]["without_special"][{**OF_ROWS, **OF_PREDICTIONS}[ours_is]]
+    found = theirs["sae_lens"]["without_special"][OF_ROWS[ours_is]]
     assert getattr(ours["without_special"][0], ours_is) == pytest.approx(found, rel=CLOSE)
 
 
-def test_run_evals_ablates_special_tokens_too_and_we_do_not(ours, theirs, ids):
-    found = theirs["sae_lens"]["without_special"]["ce_loss_with_ablation"]
-    whole = LanguageModel(MODEL, head=True).token_losses(ids, {LAYER: torch.zeros_like})
-    assert found == pytest.approx(float(whole.mean()), rel=CLOSE)
+def test_run_evals_ablates_special_tokens_and_leaves_out_what_they_predict(ours, theirs, ids):
+    # We leave special tokens as they are, and count every prediction: what a splice does to one
+    # token shows in what all later ones predict.
+    model, counted = LanguageModel(MODEL, head=True), (ids != SPECIAL)[:, :-1]
+    found = theirs["sae_lens"]["without_special"]
+    clean, zeros = model.token_losses(ids), model.token_losses(ids, {LAYER: torch.zeros_like})
+    assert found["ce_loss_without_sae"] == pytest.approx(float(clean[counted].mean()), rel=CLOSE)
+    assert found["ce_loss_with_ablation"] == pytest.approx(float(zeros[counted].mean()), rel=CLOSE)
     report, _ = ours["without_special"]
-    assert report.ce_zero != pytest.approx(found, rel=CLOSE)
+    assert report.ce_clean == pytest.approx(float(clean.mean()), rel=CLOSE)
+    assert report.ce_zero != pytest.approx(found["ce_loss_with_ablation"], rel=CLOSE)
 
 
 def test_the_legacy_variance_of_run_evals_is_a_mean_of_ratios(ours, theirs, sae, rows):
