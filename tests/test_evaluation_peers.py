@@ -65,6 +65,7 @@ def rows(ids):
 @pytest.fixture(scope="module")
 def sae(rows):
     """Trained briefly, so that its figures are none of a random one."""
+    torch.manual_seed(0)
     cfg = SaeConfig(d_model=D_MODEL, d_sae=D_SAE, k=K, selection="batch_topk")
     scale = math.sqrt(D_MODEL) / float(rows.norm(dim=1).mean())
     sae = SparseAutoencoder(cfg, {LAYER: scale})
