@@ -15,7 +15,7 @@ MEASURES = {
     "dead_fraction": ("dead", "{:.1%}"),
     "dense_fraction": ("dense", "{:.1%}"),
     "ce_recovered": ("CE rec.", "{:.4f}"),
-    "ce_recovered_mean": ("of mean", "{:.4f}"),
+    "ce_recovered_mean": ("of mean abl.", "{:.4f}"),
     "kl": ("KL", "{:.4f}"),
 }
 """Columns of the table: heading and form."""
