@@ -69,7 +69,7 @@ class RunDirectory:
             return None
         run = cls.claim(cfg)
         whole = run.pareto.is_file() and run.cards.is_file() and not run.damage.is_file()
-        if not whole or read_json(run.cards)["tolerance"] != cfg.evaluate.tolerance:
+        if not whole or read_json(run.cards).get("tolerance") != cfg.evaluate.tolerance:
             return None
         return run if read_json(run.summary)["mlflow"]["complete"] else None
 
