@@ -19,6 +19,23 @@ _BATCH_ROWS = 2048  # encoded at once: bounds memory, changes no result
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrequencyHistogram:
+    """How many latents are in use how often; those that never are, are in no bin."""
+
+    log10_edges: tuple[float, ...]
+    """Of the bins, rising: log10 of the share of rows."""
+
+    n_latents: tuple[int, ...]
+    """Of each bin: one less than there are edges."""
+
+    @classmethod
+    def of(cls, counts: LatentCounts) -> "FrequencyHistogram":
+        """In half decades."""
+        n_latents, edges = counts.histogram()
+        return cls(log10_edges=tuple(edges.tolist()), n_latents=tuple(n_latents.tolist()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerFidelity:
     """Reconstruction of one layer; `sae.metrics` defines each measure."""
 
@@ -40,6 +57,15 @@ class LayerFidelity:
     norm_ratio: float
     """Mean norm of the reconstruction over that of the activation; below 1 is shrinkage."""
 
+    relative_bias: float | None
+    """Relative reconstruction bias: 1 is best, below is shrinkage; None if nothing is reconstructed."""
+
+    dense_fraction: float
+    """Share of latents that more than `sae.metrics.DENSE_FREQUENCY` of the rows use."""
+
+    frequency_histogram: FrequencyHistogram
+    """Latents by the share of rows that use them."""
+
     n_rows: int
     """Rows measured: those of the layer that the row filter keeps."""
 
@@ -56,6 +82,9 @@ class Fidelity:
 
     dead_fraction: float
     """Share of latents that no row of any layer uses."""
+
+    means: dict[int, Float[Tensor, " d_model"]]
+    """Per layer, the mean of the rows measured, in float64."""
 
     @property
     def mean_fvu(self) -> float:
@@ -80,6 +109,7 @@ def reconstruction_quality(
     """
     opened = ActivationStore.open(store)
     parts: dict[int, LayerFidelity] = {}
+    means: dict[int, Tensor] = {}
     all_rows, all_counts = ReconstructionMetrics(), LatentCounts(sae.cfg.d_sae)
     for layer in layers:
         rows, counts = ReconstructionMetrics(), LatentCounts(sae.cfg.d_sae)
@@ -101,11 +131,17 @@ def reconstruction_quality(
             dead_fraction=counts.dead_fraction,
             cosine=rows.cosine,
             norm_ratio=rows.norm_ratio,
+            relative_bias=rows.relative_bias,
+            dense_fraction=counts.dense_fraction,
+            frequency_histogram=FrequencyHistogram.of(counts),
             n_rows=rows.n_tokens,
         )
+        means[layer] = rows.mean
         all_rows.merge(rows)
         all_counts.merge(counts)
-    return Fidelity(layers=parts, l0=all_rows.l0, dead_fraction=all_counts.dead_fraction)
+    return Fidelity(
+        layers=parts, l0=all_rows.l0, dead_fraction=all_counts.dead_fraction, means=means
+    )
 
 
 def _kept_rows(

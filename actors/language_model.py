@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -21,6 +20,7 @@ from actors.errors import InputError
 from actors.hook_points import find_hook_points
 from actors.model_source import ModelSource
 from actors.pretrained import check_device_map, load_pretrained
+from sae.metrics import next_token_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class LanguageModel:
         Args:
             source: The model, and where in it activations are read.
             device: Where it computes, unless `source.device_map` spreads it over all there are.
-            head: Whether `token_losses` will be wanted.
+            head: Whether `logits` or `token_losses` will be wanted.
 
         Raises:
             InputError: If there is no such model, part of its weights is missing, or it has no
@@ -156,9 +156,25 @@ class LanguageModel:
     ) -> Float32[Tensor, "sequences predictions"]:
         """Cross-entropy of each token given those before it, in nats; lower is better.
 
-        Of position 1 on, so one prediction less than the context. With `edits`, the output of layer
-        l's hook point, the one that `activations` reads, is replaced by `edits[l](output)`, a
-        function of (sequences, context, d_model) activations.
+        Of position 1 on, so one prediction less than the context. `edits` as in `logits`.
+
+        Raises:
+            InputError: As `logits`.
+        """
+        logits = self.logits(ids, edits)
+        pairs = zip(logits, ids.to(logits.device), strict=True)
+        return torch.stack([next_token_losses(row, tokens) for row, tokens in pairs])
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        ids: Int64[Tensor, "sequences context"],
+        edits: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Float[Tensor, "sequences context vocabulary"]:
+        """What the model says of the token after each.
+
+        With `edits`, the output of layer l's hook point, the one that `activations` reads, is
+        replaced by `edits[l](output)`, a function of (sequences, context, d_model) activations.
 
         Raises:
             InputError: As `activations`, and if the model is an encoder.
@@ -172,12 +188,7 @@ class LanguageModel:
         self._check_layers(edits)
         ids = self._checked(ids)
         with edited_outputs(self._hook_points, edits, (len(ids), ids.shape[1])):
-            logits = self._model(input_ids=ids, **self._options).logits
-        ids = ids.to(logits.device)
-        losses = F.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-        )
-        return losses.unflatten(0, (len(ids), -1))
+            return self._model(input_ids=ids, **self._options).logits
 
     def _check_layers(self, layers: Iterable[int]) -> None:
         wrong = [layer for layer in layers if not 0 <= layer < self.shape.n_layers]

@@ -30,6 +30,15 @@ def zero(x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_model"]:
     return torch.zeros_like(x)
 
 
+def constant(vector: Float[Tensor, " d_model"]) -> Replacement:
+    """Puts one vector in place of a layer's activations: of their mean, mean ablation."""
+
+    def replace(x: Tensor) -> Tensor:
+        return vector.to(x).expand_as(x)
+
+    return replace
+
+
 def edit(
     replacement: Replacement,
     layer: int,
@@ -37,7 +46,7 @@ def edit(
     row_filter: RowFilter,
     first_position: int,
 ) -> Callable[[Float[Tensor, "sequences context d_model"]], Tensor]:
-    """An edit of one layer's output for `LanguageModel.token_losses`, on these very tokens.
+    """An edit of one layer's output for `LanguageModel.logits`, on these very tokens.
 
     The rows replaced are those that training uses: the row filter keeps them, judged by their own
     norm, and they stand at `first_position` or later. All others pass through as they are.

@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
             "config", type=Path, help="a YAML file (see examples/), or a run directory"
         )
         _add_set(sub)
+        if verb == "evaluate":
+            sub.add_argument(
+                "--baselines",
+                action="store_true",
+                help="also train every layer an autoencoder of its own, and tell what sharing costs and saves",
+            )
     demo = verbs.add_parser(
         "demo", help="the whole job on the embedded model and corpus, in minutes"
     )

@@ -16,19 +16,24 @@ from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
 from orchestrator.stages import harvest, summary
+from orchestrator.stages.baselines import baselines, train_baselines
+from orchestrator.stages.cards import cards
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.group import group
 from orchestrator.stages.sweep import sweep
 from orchestrator.stages.verify import take_back
 from orchestrator.sweeps.front import fronts, to_json
-from orchestrator.sweeps.winners import winners
+from orchestrator.sweeps.winners import rank, winners
 from orchestrator.tracking.tracker import Tracker
 
 STAGES = ("group", "harvest", "sweep", "run")
 
 
-def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
-    """Do what an unfinished run lacks, up to and with the stage `until` (one of `STAGES`)."""
+def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = False) -> RunDirectory:
+    """Do what an unfinished run lacks, up to and with the stage `until` (one of `STAGES`).
+
+    `with_baselines` also trains every layer an autoencoder of its own, to compare with.
+    """
     console.print(f"strata    {cfg.run_dir}: {cfg.model.name}", highlight=False, soft_wrap=True)
     shape = describe(cfg.model)
     check_weights(cfg.model)
@@ -37,13 +42,13 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     plan.refuse_what_cannot_fit(figures, cfg)
     directory = RunDirectory.claim(cfg)
     take_back(directory, console)
-    with cluster.connected(
-        cfg.compute, figures.shared_bytes
-    ):  # it may refuse: no run in MLflow then
+    # It may refuse, and then there is no run in MLflow.
+    with cluster.connected(cfg.compute, figures.shared_bytes):
         tracker = Tracker(cfg, directory, console)
         session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
         try:
-            _stages(session, Pool(Placement.of(cfg.compute)), STAGES.index(until))
+            pool = Pool(Placement.of(cfg.compute))
+            _stages(session, pool, STAGES.index(until), with_baselines)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -52,7 +57,7 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     return directory
 
 
-def _stages(session: Session, pool: Pool, until: int) -> None:
+def _stages(session: Session, pool: Pool, until: int, with_baselines: bool) -> None:
     run = session.run
     tokens = harvest.pack(session)
     harvest.harvest_pilot(session, tokens, pool)
@@ -69,13 +74,23 @@ def _stages(session: Session, pool: Pool, until: int) -> None:
     if until < STAGES.index("run"):
         return
     results = [result for _, result in found]
-    best = winners(results, session.cfg.sweep.winner)
-    chosen = [trial for trial, result in found if result in best]
-    evaluations = evaluate(session, chosen, groups.row_filter, pool)
-    data = summary.summarise(session, groups, results, best, evaluations)
+    chosen = winners(results, session.cfg.sweep.winner)
+    judged = [trial for trial, result in found if result in chosen]
+    evaluations = evaluate(session, judged, groups.row_filter, pool)
+    best = [
+        min((pair for pair in found if pair[1]["group"] == group.id), key=lambda p: rank(p[1]))
+        for group in groups.grouping.groups
+    ]
+    if with_baselines:
+        train_baselines(session, tokens, best, groups.row_filter, pool)
+    own = baselines(run, best, evaluations)
+    fidelity = cards(session, groups, best, evaluations, own)
+    write_json(run.cards, fidelity)
+    data = summary.summarise(session, groups, results, chosen, evaluations)
     write_json(run.pareto, to_json(fronts(results)))
     write_report(run, groups, results, data)
-    summary.track(session, results, data)
+    summary.track(session, results, data, fidelity)
+    session.tracker.judged(evaluations)
     session.tracker.winners(data["groups"])
     session.tracker.finish("FINISHED")
     data["mlflow"]["complete"] = session.tracker.complete

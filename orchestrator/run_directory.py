@@ -68,8 +68,10 @@ class RunDirectory:
         if not cls.of(cfg).summary.is_file():
             return None
         run = cls.claim(cfg)
-        whole = run.pareto.is_file() and not run.damage.is_file()
-        return run if whole and read_json(run.summary)["mlflow"]["complete"] else None
+        whole = run.pareto.is_file() and run.cards.is_file() and not run.damage.is_file()
+        if not whole or read_json(run.cards).get("tolerance") != cfg.evaluate.tolerance:
+            return None
+        return run if read_json(run.summary)["mlflow"]["complete"] else None
 
     def _own(self, where: Place, dumped: str) -> None:
         """Write the configuration there, or compare it with the one that is there.
@@ -161,6 +163,16 @@ class RunDirectory:
         return self.path / "evaluations"
 
     @property
+    def cards(self) -> Path:
+        """The fidelity card of every group."""
+        return self.path / "cards.json"
+
+    @property
+    def baselines(self) -> "BaselineDirectory":
+        """The same run, for an autoencoder of every layer's own."""
+        return BaselineDirectory(self.path, self.store)
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so a run with it is finished."""
         return self.path / "summary.json"
@@ -195,6 +207,30 @@ class RunDirectory:
         """Seconds spent in each stage so far, all calls together."""
         file = self.path / "stage_seconds.json"
         return read_json(file) if file.is_file() else {}
+
+
+class BaselineDirectory(RunDirectory):
+    """The same run, with what belongs to an autoencoder of every layer's own elsewhere."""
+
+    @property
+    def train(self) -> Place:
+        """An activation of every layer per token: a group for each."""
+        return self.store / "baselines.zarr"
+
+    @property
+    def ring(self) -> Place:
+        """As of the run."""
+        return place(self.path / "baselines" / "ring")
+
+    @property
+    def trials(self) -> Path:
+        """A folder per layer."""
+        return self.path / "baselines" / "trials"
+
+    @property
+    def evaluations(self) -> Path:
+        """A file per layer."""
+        return self.path / "baselines" / "evaluations"
 
 
 def read_json(path: Path) -> Any:

@@ -4,11 +4,15 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from orchestrator import config_file
 from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.run_directory import RunDirectory
 
 
 def run(args: Namespace) -> None:
@@ -41,8 +45,12 @@ def sweep(args: Namespace) -> None:
 
 
 def evaluate(args: Namespace) -> None:
-    """Everything up to the evaluation, and with it the summary and the report."""
-    _drive(args, "run")
+    """Everything up to the evaluation, and with it the summary and the report; then the fidelity cards."""
+    from orchestrator.pages import cards_page
+    from orchestrator.run_directory import read_json
+
+    directory = _drive(args, "run", args.baselines)
+    cards_page.show(_console(), read_json(directory.cards))
 
 
 def demo(args: Namespace) -> None:
@@ -109,20 +117,24 @@ def ui(args: Namespace) -> None:
     serve(_tracking_uri(args), args.port, _console())
 
 
-def _drive(args: Namespace, until: str) -> None:
+def _drive(args: Namespace, until: str, with_baselines: bool = False) -> "RunDirectory":
     from orchestrator.pages import summary_page
     from orchestrator.run_directory import RunDirectory, read_json
 
     cfg, console = config_file.load(args.config, args.overrides), _console()
     directory = RunDirectory.finished(cfg)
-    if directory is None:
+    lacks_baselines = with_baselines and not (
+        directory and read_json(directory.cards)["against_baselines"]
+    )
+    if directory is None or lacks_baselines:
         from orchestrator import pipeline  # which brings in torch, Ray and MLflow: seconds
 
-        directory = pipeline.run(cfg, until, console)
+        directory = pipeline.run(cfg, until, console, with_baselines)
     if directory.summary.is_file():
         summary_page.show(console, read_json(directory.summary), read_json(directory.pareto))
     else:
         console.print(f"Done up to {until}. Run: {directory.path}", highlight=False, soft_wrap=True)
+    return directory
 
 
 def _tracking_uri(args: Namespace) -> str:

@@ -155,3 +155,15 @@ class SaeConfig:
         if isinstance(self.encoder, KronShape):
             return self.d_model * self.encoder.n_rows + self.d_sae
         return self.d_model * self.d_sae
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """Floating-point operations of a training step, a multiply-add being two, by its definition.
+
+        The encoder on every token; then, for the k latents in use: decoding, the gradients of their
+        values, of their decoder rows and of the encoder's rows that they come from (one of a dense
+        encoder, two of a Kronecker one). AuxK, the optimiser and the choice of the k come on top.
+        """
+        encoder_rows = 2 if isinstance(self.encoder, KronShape) else 1
+        of_latents = (3 + encoder_rows) * self.k * self.d_model
+        return 2 * (self.encoder_flops_per_token + of_latents)

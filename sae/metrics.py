@@ -1,24 +1,29 @@
 """How good a reconstruction is: each metric defined once, streamed in float64, mergeable.
 
 `update` takes a batch, `merge` another worker's part; the order of batches changes nothing but
-the last bits.
+the last bits. docs/evaluation.md has the formulas side by side, with their sources.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from sae.latents import SparseLatents
 
+DENSE_FREQUENCY = 0.1
+"""A latent in use on a larger share of tokens is dense: SAEBench's `freq_over_10_percent`."""
+
 
 class ReconstructionMetrics:
-    """FVU, explained variance, L0, cosine and norm ratio over all tokens seen."""
+    """FVU, explained variance, L0, cosine, norm ratio and relative bias over all tokens seen."""
 
     def __init__(self) -> None:
         self.n_tokens = 0
         self._n_nonzero = 0
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._total = self._error = self._l0 = self._cosine = self._norm_ratio = 0.0
+        self._squares_hat = self._products = 0.0
 
     def update(
         self,
@@ -59,10 +64,13 @@ class ReconstructionMetrics:
             (norms_hat[nonzero] / norms[nonzero]).sum(),
             nonzero.sum().double(),
             (latents.values > 0).sum().double() if latents else x.new_zeros(()),
+            x_hat.square().sum(),
+            (x * x_hat).sum(),
         ]
-        total, error, cosine, ratio, n_nonzero, l0 = torch.stack(sums).tolist()
+        total, error, cosine, ratio, n_nonzero, l0, *bias = torch.stack(sums).tolist()
         other._total, other._error, other._cosine, other._norm_ratio = total, error, cosine, ratio
         other._n_nonzero, other._l0 = int(n_nonzero), l0
+        other._squares_hat, other._products = bias
         self.merge(other)
 
     def merge(self, other: "ReconstructionMetrics") -> "ReconstructionMetrics":
@@ -84,6 +92,8 @@ class ReconstructionMetrics:
         self._l0 += other._l0
         self._cosine += other._cosine
         self._norm_ratio += other._norm_ratio
+        self._squares_hat += other._squares_hat
+        self._products += other._products
         self._n_nonzero += other._n_nonzero
         self.n_tokens = n_tokens
         return self
@@ -127,6 +137,22 @@ class ReconstructionMetrics:
         """Mean of |x_hat| / |x| over tokens with x != 0; below 1 is shrinkage."""
         self._need_tokens()
         return self._norm_ratio / max(self._n_nonzero, 1)
+
+    @property
+    def relative_bias(self) -> float | None:
+        """Relative reconstruction bias: sum |x_hat|^2 / sum x . x_hat; 1 is best, below is shrinkage.
+
+        What a reconstruction would have to be divided by to be the best of its direction (eq 10 of
+        arXiv 2404.16014). None where the sum of products is 0, as with reconstructions of 0.
+        """
+        self._need_tokens()
+        return self._squares_hat / self._products if self._products else None
+
+    @property
+    def mean(self) -> Float[Tensor, " d_model"]:
+        """Mean activation, in float64: what mean ablation puts in their place."""
+        self._need_tokens()
+        return self._mean
 
     def _need_tokens(self) -> None:
         if not self.n_tokens:
@@ -175,6 +201,11 @@ class LatentCounts:
         return float((self.counts == 0).double().mean())
 
     @property
+    def dense_fraction(self) -> float:
+        """Share of latents in use on more than `DENSE_FREQUENCY` of the tokens seen."""
+        return float((self.frequencies > DENSE_FREQUENCY).double().mean())
+
+    @property
     def frequencies(self) -> Float[Tensor, " d_sae"]:
         """Share of tokens on which each latent is in use, in float64."""
         return self.counts.double() / max(self.n_tokens, 1)
@@ -204,3 +235,24 @@ def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
             "cost something for a share of it to be saved; use more tokens or another layer"
         )
     return (ablated - spliced) / (ablated - clean)
+
+
+def next_token_losses(
+    logits: Float[Tensor, "context vocabulary"], ids: Int64[Tensor, " context"]
+) -> Float32[Tensor, " predictions"]:
+    """Cross-entropy of each token given those before it, in nats; lower is better.
+
+    -log softmax(logits[t])[ids[t + 1]], so one prediction less than the context.
+    """
+    return F.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
+
+
+def kl_divergence(
+    clean: Float[Tensor, "positions vocabulary"], changed: Float[Tensor, "positions vocabulary"]
+) -> Float32[Tensor, " positions"]:
+    """KL(clean || changed) of the next-token distributions, in nats; 0 is best.
+
+    sum over the vocabulary of p (log p - log q), p the untouched model's probabilities.
+    """
+    log_p, log_q = (logits.float().log_softmax(-1) for logits in (clean, changed))
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)

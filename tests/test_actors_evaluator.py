@@ -168,6 +168,9 @@ def test_an_exact_autoencoder_recovers_all_cross_entropy(model, run, row_filter,
         assert report.cosine == pytest.approx(1, abs=1e-6)
         assert report.norm_ratio == pytest.approx(1, abs=1e-6)
         assert report.l0 == D_MODEL
+        assert report.relative_bias == pytest.approx(1, abs=1e-6)
+        assert report.kl == pytest.approx(0, abs=1e-6)
+        assert report.kl_zero > 0.01
 
 
 def test_an_autoencoder_that_gives_zeros_recovers_nothing(model, run, row_filter, tmp_path):
@@ -176,6 +179,8 @@ def test_an_autoencoder_that_gives_zeros_recovers_nothing(model, run, row_filter
     assert report.ce_sae == report.ce_zero
     assert report.ce_recovered == 0
     assert report.norm_ratio == 0
+    assert report.relative_bias is None
+    assert report.kl == report.kl_zero
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -193,7 +198,7 @@ def test_a_report_equals_a_splice_made_by_hand(model, run, row_filter, tmp_path,
     x = residual[keep]
     x_hat, latents = sae.reconstruct(x, torch.full((len(x),), layer))
 
-    def cross_entropy(rows):
+    def predicted(rows):
         def hook(_module, _inputs, output):
             edited = (output[0] if isinstance(output, tuple) else output).clone()
             edited[keep] = rows
@@ -203,9 +208,22 @@ def test_a_report_equals_a_splice_made_by_hand(model, run, row_filter, tmp_path,
         with torch.no_grad():
             logits = reference(ids, use_cache=False).logits
         handle.remove()
-        return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+        return logits.log_softmax(-1).double()
 
-    clean, spliced, zeros = map(cross_entropy, (x, x_hat, 0 * x))
+    def cross_entropy(log_q):
+        return float(F.nll_loss(log_q[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+
+    def divergence(log_q):
+        log_p = before
+        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+    before, after, zeroed, averaged = map(predicted, (x, x_hat, 0 * x, x.mean(0)))
+    clean, spliced, zeros, means = map(cross_entropy, (before, after, zeroed, averaged))
+    assert report.ce_mean == pytest.approx(means, rel=1e-5)
+    recovered = (means - spliced) / (means - clean) if means > clean else None
+    assert report.ce_recovered_mean == pytest.approx(recovered, rel=1e-3)
+    assert report.kl == pytest.approx(divergence(after), rel=1e-4)
+    assert report.kl_zero == pytest.approx(divergence(zeroed), rel=1e-4)
     assert report.ce_clean == pytest.approx(clean, rel=1e-5)
     assert report.ce_sae == pytest.approx(spliced, rel=1e-5)
     assert report.ce_zero == pytest.approx(zeros, rel=1e-5)
@@ -219,6 +237,14 @@ def test_a_report_equals_a_splice_made_by_hand(model, run, row_filter, tmp_path,
     alive = len(latents.indices[latents.values > 0].unique())
     assert report.dead_fraction == pytest.approx((24 - alive) / 24)
     assert report.n_rows == len(x)
+    frequency = (latents.dense() > 0).double().mean(0)
+    assert report.dense_fraction == pytest.approx(float((frequency > 0.1).double().mean()))
+    logs = frequency[frequency > 0].log10().numpy()
+    histogram = report.frequency_histogram
+    assert list(histogram.n_latents) == np.histogram(logs, histogram.log10_edges)[0].tolist()
+    assert report.relative_bias == pytest.approx(
+        float(x_hat.square().sum() / (x * x_hat).sum()), rel=1e-4
+    )
 
 
 def test_what_one_evaluator_keeps_changes_no_report(model, run, row_filter, tmp_path):

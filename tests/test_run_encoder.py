@@ -51,6 +51,12 @@ def test_an_encoder_is_harvested_and_evaluated_but_for_cross_entropy(tmp_path: P
     [group] = summary["groups"]
     assert group["best"]["ce_recovered"] == {}
     assert set(group["best"]["fvu_per_layer"]) == {"0", "1"}
+    status, output = strata("evaluate", config)
+    assert status == 0, output
+    assert (
+        "The model is an encoder, which predicts no next token: no cross-entropy, no KL." in output
+    )
+    assert "CE rec." not in output
 
     # Special tokens close and open every document: they are dropped, counted, told.
     [counts] = json.loads((run / "rows.json").read_text()).values()

@@ -90,14 +90,17 @@ def _largest(corners: Iterable[SaeConfig]) -> dict[str, SaeConfig]:
 
 
 def _evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
-    """Through the model for cross-entropy: each layer zeroed, and with each winner of its group."""
+    """Through the model for cross-entropy: each layer ablated in two ways, and with each winner of its group.
+
+    Beside each winner the untouched model, for the divergence.
+    """
     winners = (
         max(len(k.ends) for k, _ in cfg.sweep.kinds())
         if cfg.sweep.winner == "lowest_fvu_per_k"
         else 1
     )
     sequences = min(cfg.evaluate.sequences, -(-figures.rows["validation"] // (context - 1)))
-    return figures.n_layers * (winners + 1) * sequences * context
+    return figures.n_layers * (2 * winners + 2) * sequences * context
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ figures with real actors in processes of their own.
 
 from dataclasses import dataclass
 
+from actors.evaluator import KEPT_LOGITS_BYTES
 from actors.grouper import BLOCK_VALUES
 from actors.harvester import SHARDS_AT_ONCE
 from actors.language_model import ModelShape
@@ -163,11 +164,15 @@ def grouper(pilot: StoreSpec) -> ActorMemory:
 def evaluator(
     cfg: RunConfig, shape: ModelShape, n_parameters: int, validation: StoreSpec
 ) -> ActorMemory:
-    """An evaluator: the model with its head, the logits of a batch, and an autoencoder."""
+    """An evaluator: the model with its head, the logits of two passes, and an autoencoder."""
     head = shape.vocabulary * shape.d_model
     weights = (n_parameters + head) * _WEIGHT_BYTES[cfg.model.dtype]
     tokens = _batch_tokens(cfg, shape)
-    logits = 4 * tokens * shape.vocabulary * _FLOAT if shape.is_causal else 0
+    # Of the untouched model and of the changed one; what compares them goes sequence by sequence.
+    context = cfg.harvest.context or shape.context
+    of_tokens = shape.vocabulary * _FLOAT if shape.is_causal else 0
+    logits = (2 * tokens + 4 * context) * of_tokens
+    kept = min(KEPT_LOGITS_BYTES, cfg.evaluate.sequences * context * of_tokens)
     block = tokens * shape.d_model * _FLOAT * _BLOCK_WIDTHS
     widest = max(sae.d_sae for sae in corners(cfg, shape.d_model))
     sae = 2 * widest * shape.d_model * _FLOAT
@@ -175,5 +180,5 @@ def evaluator(
     work = max(logits, block, _SCORE_BYTES)
     chunk = 3 * min(validation.chunk_rows, validation.n_rows) * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_actor:
-        return ActorMemory(host=chunk, device=weights + work + sae)
-    return ActorMemory(host=weights + work + sae + chunk, device=0)
+        return ActorMemory(host=chunk, device=weights + work + kept + sae)
+    return ActorMemory(host=weights + work + kept + sae + chunk, device=0)

@@ -164,17 +164,18 @@ def _token_bytes(shape: ModelShape, context: int, specs: dict[str, StoreSpec]) -
 
 
 def _trial_bytes(cfg: RunConfig, shape: ModelShape, group: int) -> int:
-    """Of the trials of one group: weights twice, two moments, a counter per latent.
+    """Of the trials of one group.
 
     What Optuna will suggest is not known: each of its trials is taken to be the largest there can be.
     """
-
-    def each(sae: SaeConfig) -> int:
-        return sae.n_parameters * 4 * _FLOAT + sae.d_sae * 8
-
     if cfg.sweep.search.method == "optuna":
-        return n_candidates(cfg, group) * max(map(each, corners(cfg, shape.d_model, group)))
-    return sum(each(found.sae) for found in candidates(cfg, group, shape.d_model))
+        return n_candidates(cfg, group) * max(map(trial_bytes, corners(cfg, shape.d_model, group)))
+    return sum(trial_bytes(found.sae) for found in candidates(cfg, group, shape.d_model))
+
+
+def trial_bytes(sae: SaeConfig) -> int:
+    """Bytes that a trial writes: weights twice, two moments, a counter per latent."""
+    return sae.n_parameters * 4 * _FLOAT + sae.d_sae * 8
 
 
 def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dict[str, int]:
@@ -196,7 +197,7 @@ def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
             them asks for more GPUs than there are.
     """
     free = free_disk_bytes(figures.run_dir)
-    there = _bytes_under(figures.run_dir)
+    there = bytes_under(figures.run_dir)
     if figures.local_disk_bytes > free + there:
         parts = ", ".join(f"{name} {size(n)}" for name, n in figures.disk_bytes.items())
         bound = "" if figures.n_groups_is_known else f" at most, with {figures.n_groups} groups"
@@ -248,7 +249,7 @@ def free_disk_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _bytes_under(path: Path) -> int:
+def bytes_under(path: Path) -> int:
     """What the run has written already: it need not be written again."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 

@@ -4,6 +4,7 @@ Two phases (docs/layout.md): the pilot and validation stores hold every layer of
 training store, made once the groups are known, holds one activation per token and group.
 """
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -75,13 +76,43 @@ def harvest_train(
 
     With `harvest.disk_budget` too small for all of it, it is only made, and filled beside the sweep.
     """
+    if _filled(session, tokens, "train", groups, pool):
+        count(session, row_filter)
+
+
+def harvest_baselines(
+    session: Session, tokens: TokenStore, layers: Sequence[int], pool: Pool
+) -> None:
+    """Fill the store of the baselines: an activation of each of these layers per token, all of them.
+
+    It is `session.run.train` of a run of baselines, and bound by `harvest.disk_budget` like any.
+    """
+    _filled(session, tokens, "baselines", tuple((layer,) for layer in layers), pool)
+
+
+def _filled(
+    session: Session,
+    tokens: TokenStore,
+    name: str,
+    groups: tuple[tuple[int, ...], ...],
+    pool: Pool,
+) -> bool:
+    """Make `session.run.train`; whether it is filled, which within a disk budget is done later."""
+    spec = train_spec(session, tokens, groups)
+    ActivationStore.create(session.run.train, spec)
+    if shards_within(session.cfg, spec) is not None:
+        return False
+    _fill(session, name, [session.run.train], pool)
+    return True
+
+
+def train_spec(
+    session: Session, tokens: TokenStore, groups: tuple[tuple[int, ...], ...]
+) -> StoreSpec:
+    """The store to train on, for these groups; scales are the pilot's, which must be there."""
     pilot = ActivationStore.open(session.run.pilot).spec
     scales = dict(zip(pilot.layers, pilot.scales, strict=True))
-    spec = _spec(session, tokens, "train", scales, groups)
-    ActivationStore.create(session.run.train, spec)
-    if shards_within(session.cfg, spec) is None:
-        _fill(session, "train", [session.run.train], pool)
-        count(session, row_filter)
+    return _spec(session, tokens, "train", scales, groups)
 
 
 def count(session: Session, row_filter: RowFilter) -> None:

@@ -91,8 +91,13 @@ def summarise(
     }
 
 
-def track(session: Session, results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> None:
-    """Tell MLflow what the run came to."""
+def track(
+    session: Session,
+    results: Sequence[Mapping[str, Any]],
+    data: Mapping[str, Any],
+    cards: Mapping[str, Any],
+) -> None:
+    """Tell MLflow what the run came to; `cards` is the content of `cards.json`."""
     recovered = [
         v for g in data["groups"] for w in g["winners"] for v in w["ce_recovered"].values()
     ]
@@ -103,9 +108,23 @@ def track(session: Session, results: Sequence[Mapping[str, Any]], data: Mapping[
             "n_trials": data["n_trials"],
             "mean_best_fvu": sum(g["best"]["fvu"] for g in data["groups"]) / len(data["groups"]),
             **({"worst_ce_recovered": min(recovered)} if recovered else {}),
+            **_of_cards(cards),
         }
     )
+    session.tracker.artifact(session.run.cards)
     session.tracker.figure(fvu_against_l0(results), "fvu_against_l0.png")
     session.tracker.artifact(session.run.pareto)
     session.tracker.artifact(session.run.pareto_figure, "figures")
     session.tracker.artifact(session.run.report, "report")
+
+
+def _of_cards(cards: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow has of the fidelity cards as figures; those that are known."""
+    excess = [card["excess_fvu"] for group in cards["groups"] for card in group["cards"]]
+    figures = {
+        "worst_excess_fvu": max(excess),
+        **{key: cards["cost"][key] for key in ("saved", "saved_training", "saved_seconds")},
+    }
+    for key in ("ev_lost", "ce_recovered_lost", "worst_ev_lost"):
+        figures[key] = cards["against_baselines"] and cards["against_baselines"][key]
+    return {key: value for key, value in figures.items() if value is not None}

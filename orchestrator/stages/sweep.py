@@ -60,35 +60,63 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
     else:
         trials = [make(found) for group in ids for found in candidates(cfg, group, d_model)]
         n_trials = len(trials)
-    n_ended = sum(trial.result_file.is_file() for trial in trials)
-    n_left = n_trials - n_ended
+    n_left = n_trials - sum(trial.result_file.is_file() for trial in trials)
     if n_left:
-        if n_ended:
-            session.say(f"sweep     {n_ended} trials are finished already, {n_left} to go")
-        pool.free()
-        view = SweepView(trial for trial in trials if not trial.result_file.is_file())
-        with (
-            session.run.timed("sweep"),
-            stage(
-                session.console, f"sweep {n_left} trials", n_left * cfg.sweep.tokens, "tokens", view
-            ) as bar,
-            harvesting_beside(session, pool),
-        ):
-            report = Report(session.tracker, view, bar, n_left)
-            scheduler = None
-            if cfg.sweep.stop.method != "none":
-                scheduler = LikeWithLike(cfg.sweep.stop, trials, all_known=suggestions is None)
-            placement = Placement.of_trainers(cfg.compute)
-            with _shared_chunks(session, placement, len(ids)) as shared:
-                searched = suggestions or trials
-                _tune(session, searched, n_left, placement, scheduler, report, shared)
-            rate, seconds = bar.rate, bar.seconds
-        session.say(f"sweep     {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all)")
+        scheduler = None
+        if cfg.sweep.stop.method != "none":
+            scheduler = LikeWithLike(cfg.sweep.stop, trials, all_known=suggestions is None)
+        train(session, suggestions or trials, n_left, len(ids), pool, scheduler)
     found = [(trial, read_json(trial.result_file)) for trial in trials]
     if n_left:
         session.say(f"sweep     {waiting(cfg, [result for _, result in found])}")
     _tell_of_stopped(session, found)
     return found
+
+
+def train(
+    session: Session,
+    trials: Suggestions | list[Trial],
+    n_left: int,
+    n_groups: int,
+    pool: Pool,
+    scheduler: TrialScheduler | None = None,
+    title: str = "sweep",
+) -> None:
+    """Train those of some trials that have no result yet, in parallel, on the store `session.run.train`.
+
+    Args:
+        session: Of the run.
+        trials: All of them, or what suggests them.
+        n_left: How many have no result.
+        n_groups: Of the store.
+        pool: Freed, so that trials have its place.
+        scheduler: Who gives trials up; None: nobody.
+        title: What the stage is called.
+
+    Raises:
+        UserError: As `sweep`.
+        RuntimeError: As `sweep`.
+    """
+    known = trials.trials if isinstance(trials, Suggestions) else trials
+    waiting_trials = [trial for trial in known if not trial.result_file.is_file()]
+    n_ended = len(known) - len(waiting_trials)
+    if n_ended:
+        session.say(f"{title:<9} {n_ended} trials are finished already, {n_left} to go")
+    pool.free()
+    view = SweepView(waiting_trials)
+    n_tokens = sum(trial.n_steps * trial.fit.batch_tokens for trial in waiting_trials)
+    n_tokens += (n_left - len(waiting_trials)) * session.cfg.sweep.tokens
+    with (
+        session.run.timed(title),
+        stage(session.console, f"{title} {n_left} trials", n_tokens, "tokens", view) as bar,
+        harvesting_beside(session, pool),
+    ):
+        report = Report(session.tracker, view, bar, n_left)
+        placement = Placement.of_trainers(session.cfg.compute)
+        with _shared_chunks(session, placement, n_groups) as shared:
+            _tune(session, trials, n_left, placement, scheduler, report, shared)
+        rate, seconds = bar.rate, bar.seconds
+    session.say(f"{title:<9} {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all)")
 
 
 def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]:

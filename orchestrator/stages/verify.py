@@ -26,7 +26,10 @@ def verify(run: RunDirectory, console: Console) -> None:
         where: kind
         for where, kind in (
             (run.tokens, "token"),
-            *((store, "activation") for store in (run.pilot, run.validation, run.train)),
+            *(
+                (store, "activation")
+                for store in (run.pilot, run.validation, run.train, run.baselines.train)
+            ),
         )
         if where.names()
     }
@@ -62,16 +65,23 @@ def verify(run: RunDirectory, console: Console) -> None:
 
 def _told(run: RunDirectory, found: dict[str, list[Damage]]) -> str:
     lines = [f"  {name}: {damage}" for name, damages in found.items() for damage in damages]
+    own = run.baselines.train.name
     again = [
         f"all of {name}"
         if name == run.tokens.name
         else f"{len(damaged_shards(damages))} shards of {name}"
         for name, damages in found.items()
+        if name != own
     ]
+    mends = [f"`strata harvest {run.path}` writes {', '.join(again)} again"] if again else []
+    if own in found:
+        mends.append(
+            f"`strata evaluate {run.path} --baselines` writes what it still needs of {own}"
+        )
     return (
         f"{run.path} is damaged in {len(lines)} places:\n"
         + "\n".join(lines)
-        + f"\nNothing was changed; `strata harvest {run.path}` writes {', '.join(again)} again"
+        + f"\nNothing was changed; {'; '.join(mends)}"
     )
 
 

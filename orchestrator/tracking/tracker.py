@@ -6,7 +6,8 @@ tells it what it missed.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ PROGRESS_SECONDS = 10.0
 
 RESULTS = ("fvu", "l0", "dead_fraction", "data_wait_fraction")
 """Of a result, told as `final_...`."""
+
+JUDGED = (
+    *("ce_recovered", "ce_recovered_mean", "kl"),
+    *("cosine", "norm_ratio", "relative_bias", "dense_fraction"),
+)
+"""Of an evaluation, told as `..._layer_<l>`; FVU is told with the result."""
 
 NUMBERS = (
     *("group", "k", "h", "m", "n", "d_sae"),
@@ -66,7 +73,9 @@ class Tracker:
             raise refusal(error, self.uri, run.path) from None
         self._speaker = Speaker(is_outage, self._warn)
         self._next_progress: dict[str, float] = {}
-        self._at_work: dict[str, tuple[Mapping[str, Any], Path]] = {}
+        self._kind = "trial"
+        self._at_work: dict[str, Callable[[str], None]] = {}
+        """By trial, what tells that it was left off, and why."""
         self._status = "RUNNING"
         self._speaker.tell(self._tell_journal)
         self._system_file = run.path / "system_metrics.jsonl"
@@ -88,7 +97,7 @@ class Tracker:
     def trial_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
         """Tell what a trial has measured since the last call, or leave it to a later call."""
         name = settings["trial"]
-        self._at_work[name] = settings, metrics_file
+        self._at_work[name] = lambda status: self._tell_left_off(settings, metrics_file, status)
         if time.monotonic() >= self._next_progress.get(name, 0.0):
             self._next_progress[name] = time.monotonic() + PROGRESS_SECONDS
             self._speaker.tell(lambda: self._tell_progress(settings, metrics_file))
@@ -98,21 +107,30 @@ class Tracker:
         self._at_work.pop(settings["trial"], None)
         self._speaker.tell(lambda: self._tell_result(settings, result))
 
+    def of_baselines(self, run: RunDirectory) -> "Tracker":
+        """What tells of trials whose files lie in `run`: MLflow has them as `baseline`, beside trials."""
+        other = copy(self)
+        other._run, other._kind = run, "baseline"
+        return other
+
     def metrics(self, metrics: Mapping[str, float]) -> None:
         """Tell figures of the run as a whole."""
         rows = self._journal.note_metrics(metrics)
         self._speaker.tell(lambda: self._tree.log_rows(self._parent, rows))
 
     def winners(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Tell how the winners of each group were judged, and register the best (docs/mlflow.md).
+        """Register the best of each group (docs/mlflow.md).
 
         Args:
-            groups: As in the summary: `id`, `layers`, `best` and `winners`.
+            groups: As in the summary: `id`, `layers` and `best`.
         """
         for group in groups:
-            for winner in group["winners"]:
-                self._speaker.tell(lambda winner=winner: self._tell_judged(winner))
             self._speaker.tell(lambda group=group: self._tell_best(group))
+
+    def judged(self, evaluations: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+        """Tell how trials were judged: by trial and layer, the measures of `LayerReport`."""
+        for name, layers in evaluations.items():
+            self._speaker.tell(lambda name=name, layers=layers: self._tell_judged(name, layers))
 
     def figure(self, figure: Figure, file: str) -> None:
         """Keep a figure with the parent run, under `figures/`."""
@@ -136,10 +154,8 @@ class Tracker:
             if status in ("FINISHED", "SCHEDULED"):
                 self._speaker.flush()
                 self.metrics({"tracking_cpu_seconds": round(self._speaker.cpu_seconds, 3)})
-            for settings, metrics_file in self._at_work.values():
-                self._speaker.tell(
-                    lambda s=settings, f=metrics_file: self._tell_left_off(s, f, status)
-                )
+            for left_off in self._at_work.values():
+                self._speaker.tell(lambda tell=left_off: tell(status))
             self._speaker.tell(lambda: self._tree.end(self._parent, status))
         self._speaker.flush()
 
@@ -176,7 +192,7 @@ class Tracker:
         self._tree.log_curve(self._parent, rows, "system/cpu_utilization_percentage")
 
     def _tell_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
-        trial = self._tree.child(settings["trial"], "trial")
+        trial = self._tree.child(settings["trial"], self._kind)
         if trial.status != "RUNNING":
             self._client.update_run(trial.id, status="RUNNING")
             trial.status = "RUNNING"
@@ -189,7 +205,7 @@ class Tracker:
 
     def _tell_left_off(self, settings: Mapping[str, Any], file: Path, status: str) -> None:
         self._tell_progress(settings, file)
-        self._tree.end(self._tree.child(settings["trial"], "trial"), status)
+        self._tree.end(self._tree.child(settings["trial"], self._kind), status)
 
     def _tell_result(self, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         name = settings["trial"]
@@ -197,7 +213,7 @@ class Tracker:
             return
         folder = self._run.trials / name
         self._tell_progress(settings, folder / "metrics.jsonl")
-        trial = self._tree.child(name, "trial")
+        trial = self._tree.child(name, self._kind)
         taken = _written_ms(folder / "result.json")
         figures = {f"final_{key}": result[key] for key in RESULTS}
         figures |= {f"fvu_layer_{layer}": fvu for layer, fvu in result["fvu_per_layer"].items()}
@@ -209,22 +225,28 @@ class Tracker:
         self._tree.end(trial, "FINISHED", max(taken, trial.start_ms))
         write_json(self._receipt(name), {"tracking_uri": self.uri, "run_id": trial.id})
 
-    def _tell_judged(self, winner: Mapping[str, Any]) -> None:
-        recovered = winner["ce_recovered"]
-        if not recovered or not self._is_told(winner["trial"]):
+    def _tell_judged(self, name: str, layers: Mapping[int, Mapping[str, Any]]) -> None:
+        if not self._is_told(name):
             return
-        figures = {f"ce_recovered_layer_{layer}": value for layer, value in recovered.items()}
-        files = (self._run.evaluations / winner["trial"]).glob("*.json")
+        figures = {
+            f"{measure}_layer_{layer}": report[measure]
+            for layer, report in layers.items()
+            for measure in JUDGED
+            if report[measure] is not None
+        }
+        recovered = [report["ce_recovered"] for report in layers.values()]
+        if None not in recovered:
+            figures["worst_ce_recovered"] = min(recovered)
+        files = (self._run.evaluations / name).glob("*.json")
         taken = max(_written_ms(file) for file in files)
         row = {"step": 0, "timestamp_ms": taken, **figures}
-        row["worst_ce_recovered"] = min(recovered.values())
-        self._tree.log_rows(self._tree.child(winner["trial"], "trial"), [row])
+        self._tree.log_rows(self._tree.child(name, self._kind), [row])
 
     def _tell_best(self, group: Mapping[str, Any]) -> None:
         best = group["best"]
         if not self._is_told(best["trial"]):
             return  # MLflow was away meanwhile, and the next call tells both
-        trial = self._tree.child(best["trial"], "trial")
+        trial = self._tree.child(best["trial"], self._kind)
         facts = {"trial": best["trial"], "run_dir": self._run.path, "layers": group["layers"]}
         facts |= {key: best[key] for key in ("k", "fvu", "l0")}
         tags = {key: str(value) for key, value in facts.items()}
