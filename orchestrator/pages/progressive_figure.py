@@ -125,6 +125,6 @@ def _laws(axes: Axes, laws: Mapping[str, Mapping[str, Any] | None]) -> None:
     axes.set(xlabel="rank", ylabel="importance over the largest")
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[int | float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
