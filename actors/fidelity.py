@@ -113,7 +113,7 @@ def reconstruction_quality(
     all_rows, all_counts = ReconstructionMetrics(), LatentCounts(sae.cfg.d_sae)
     for layer in layers:
         rows, counts = ReconstructionMetrics(), LatentCounts(sae.cfg.d_sae)
-        for x in _kept_rows(opened, layer, row_filter):
+        for x in kept_rows(opened, layer, row_filter):
             x = x.to(sae.b_dec.device)
             ids = torch.full((len(x),), layer, dtype=torch.int64, device=x.device)
             x_hat, latents = sae.reconstruct(x, ids)
@@ -144,7 +144,7 @@ def reconstruction_quality(
     )
 
 
-def _kept_rows(
+def kept_rows(
     store: ActivationStore, layer: int, row_filter: RowFilter
 ) -> Iterator[Float[Tensor, "rows d_model"]]:
     """The kept rows of a layer, chunk by chunk, at most `_BATCH_ROWS` at a time."""

@@ -41,6 +41,18 @@ def parser() -> argparse.ArgumentParser:
         "demo", help="the whole job on the embedded model and corpus, in minutes"
     )
     _add_set(demo)
+    progressive = verbs.add_parser(
+        "progressive", help="read the winners of a finished run at many dictionary sizes"
+    )
+    progressive.add_argument("config", type=Path, help="a run directory, or its YAML file")
+    progressive.add_argument(
+        "--sequences",
+        type=int,
+        default=16,
+        help="validation sequences that cross-entropy is over: a forward pass of them for each size and "
+        "order (default: %(default)s)",
+    )
+    _add_set(progressive)
     runs = verbs.add_parser("runs", help="list the runs that MLflow knows, or their trials")
     ui = verbs.add_parser("ui", help="open MLflow's pages on the right store")
     for sub in (runs, ui):

@@ -173,6 +173,11 @@ class RunDirectory:
         return BaselineDirectory(self.path, self.store)
 
     @property
+    def progressive(self) -> Path:
+        """A file per winner and layer: the winner at many sizes (docs/progressive.md)."""
+        return self.path / "progressive"
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so a run with it is finished."""
         return self.path / "summary.json"

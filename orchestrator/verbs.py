@@ -93,6 +93,17 @@ def report(args: Namespace) -> None:
     _console().print(f"Report: {directory.report}", soft_wrap=True, highlight=False)
 
 
+def progressive(args: Namespace) -> None:
+    """Read every winner of a finished run at many dictionary sizes."""
+    from orchestrator.pages import progressive_page
+    from orchestrator.run_directory import RunDirectory
+    from orchestrator.stages.progressive import progressive
+
+    cfg, console = config_file.load(args.config, args.overrides), _console()
+    curves = progressive(cfg, args.sequences, console)
+    progressive_page.show(console, RunDirectory.of(cfg), curves)
+
+
 def runs(args: Namespace) -> None:
     """List the runs in MLflow, or their trials."""
     from orchestrator.tracking import queries

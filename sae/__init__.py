@@ -7,7 +7,14 @@ from sae.dictionary import dictionary_mcc, effective_rank, mmcs
 from sae.fit import DivergenceError, Fit, FitConfig, StepReport
 from sae.latents import SparseLatents
 from sae.metrics import LatentCounts, ReconstructionMetrics, ce_recovered
-from sae.progressive import evaluate_prefixes, fit_power_law, importance, reconstruct_subset, rsa
+from sae.progressive import (
+    evaluate_prefixes,
+    fit_power_law,
+    importance,
+    reconstruct_prefixes,
+    reconstruct_subset,
+    rsa,
+)
 
 __all__ = [
     "DivergenceError",
@@ -30,6 +37,7 @@ __all__ = [
     "load",
     "load_fit",
     "mmcs",
+    "reconstruct_prefixes",
     "reconstruct_subset",
     "rsa",
     "save",

@@ -1,7 +1,7 @@
 """Progressive coding (arXiv 2505.00190): one autoencoder at many sizes.
 
 Latents are ranked by importance, and the first G of them reconstruct on their own. The paper's
-hypothesis is that importance falls as a power of the rank; `fit_power_law` measures that.
+hypothesis is that importance falls as a power of the rank; `fit_power_law` tests that.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,19 @@ from sae.metrics import LatentCounts, ReconstructionMetrics
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLaw:
-    """importance ~ rank ** -exponent, by least squares in the logarithms."""
+    """importance = factor * rank ** -exponent, by least squares in the logarithms."""
+
+    factor: float
+    """What the law says of rank 1, in the importances' unit."""
 
     exponent: float
     """Larger: importance falls faster."""
 
     r_squared: float
     """Share of the logarithms' variance the law explains; 1 is a perfect power law."""
+
+    exponential_r_squared: float
+    """The same of importance ~ exp(-rate * rank): a power law is only seen where this is lower."""
 
     first_rank: int
     """Range of the fit, counted from 1."""
@@ -108,18 +114,26 @@ def fit_power_law(
             f"ranks {first_rank} to {last_rank} hold fewer than three positive importances; a line "
             "needs three to be tested; count more tokens or widen the range"
         )
-    y = ranked[first_rank - 1 : last_rank].log()
-    x = torch.arange(first_rank, last_rank + 1, dtype=torch.float64).log()
+    logs = ranked[first_rank - 1 : last_rank].log()
+    ranks = torch.arange(first_rank, last_rank + 1, dtype=torch.float64, device=logs.device)
+    slope, r_squared = _line(ranks.log(), logs)
+    return PowerLaw(
+        factor=float((logs.mean() - slope * ranks.log().mean()).exp()),
+        exponent=-slope,
+        r_squared=r_squared,
+        exponential_r_squared=_line(ranks, logs)[1],
+        first_rank=first_rank,
+        last_rank=last_rank,
+    )
+
+
+def _line(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Slope and r^2 of the least-squares line."""
     x, y = x - x.mean(), y - y.mean()
     slope = float((x * y).sum() / x.square().sum())
     total = float(y.square().sum())
     left = float((y - slope * x).square().sum())
-    return PowerLaw(
-        exponent=-slope,
-        r_squared=1 - left / total if total else 1.0,
-        first_rank=first_rank,
-        last_rank=last_rank,
-    )
+    return slope, 1 - left / total if total else 1.0
 
 
 @torch.no_grad()
@@ -147,22 +161,73 @@ def reconstruct_subset(
         ValueError: If `kept` names a latent twice or one that there is not, and as
             `SparseAutoencoder.reconstruct`.
     """
-    d_sae, n_different = sae.cfg.d_sae, len(kept.unique())
-    if n_different < len(kept) or not bool(((kept >= 0) & (kept < d_sae)).all()):
-        raise ValueError(
-            f"kept holds {len(kept)} latents, of which {n_different} differ, from "
-            f"{int(kept.min())} to {int(kept.max())}; there are 0 to {d_sae - 1}: name each once"
-        )
-    refill = refill and len(kept) > 0
-    if refill:
+    _check_latents(kept, sae.cfg.d_sae)
+    if refill and len(kept) > 0:
         return sae.reconstruct(x, layer, only=kept)
-    latents = sae.reconstruct(x, layer).latents
+    return _pruned(sae, x, layer, sae.reconstruct(x, layer).latents, kept)
+
+
+def _check_latents(named: Tensor, d_sae: int) -> None:
+    n_different = len(named.unique())
+    if n_different < len(named) or not bool(((named >= 0) & (named < d_sae)).all()):
+        raise ValueError(
+            f"{len(named)} latents are named, of which {n_different} differ, from "
+            f"{int(named.min())} to {int(named.max())}; there are 0 to {d_sae - 1}: name each once"
+        )
+
+
+def _pruned(
+    sae: SparseAutoencoder, x: Tensor, layer: Tensor, latents: SparseLatents, kept: Tensor
+) -> Reconstruction:
+    """What is left of `x`, whose code is `latents`, when only the entries of `kept` are decoded."""
     mask = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=kept.device)
     mask[kept] = True
     values = torch.where(mask[latents.indices], latents.values, 0.0)
     pruned = SparseLatents(values, latents.pattern)
     units = sae.scaling.units(x.to(sae.b_dec.dtype), layer)
     return Reconstruction(units.restore(sae.decode(pruned)).to(x.dtype), pruned)
+
+
+@torch.no_grad()
+def reconstruct_prefixes(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "tokens d_model"],
+    layer: Int[Tensor, " tokens"],
+    order: Int[Tensor, " d_sae"] | None = None,
+    sizes: tuple[int, ...] | None = None,
+    *,
+    refill: bool = False,
+) -> Iterator[tuple[int, Reconstruction]]:
+    """Reconstructions from the first G latents, for each G; without refill, x is encoded once.
+
+    Args:
+        sae: The autoencoder.
+        x: Activations, in the model's units.
+        layer: The layer each came from.
+        order: Latents, most important first; None: as they stand, which is Matryoshka's order.
+        sizes: The G; None: the prefixes it was trained for.
+        refill: See `reconstruct_subset`.
+
+    Raises:
+        ValueError: If a size is not one of 0 to d_sae, `order` names a latent twice or one that there
+            is not, and as `SparseAutoencoder.reconstruct`.
+    """
+    wrong = [size for size in sizes or () if not 0 <= size <= sae.cfg.d_sae]
+    if wrong:
+        raise ValueError(
+            f"sizes {wrong} of a dictionary of {sae.cfg.d_sae}; give sizes from 0 to {sae.cfg.d_sae}"
+        )
+    if order is None:
+        order = torch.arange(sae.cfg.d_sae, device=x.device)
+    _check_latents(order, sae.cfg.d_sae)
+    sizes = sizes or sae.cfg.prefixes or (sae.cfg.d_sae,)
+    if refill:
+        for size in sizes:
+            yield size, reconstruct_subset(sae, x, layer, order[:size], refill=True)
+        return
+    latents = sae.reconstruct(x, layer).latents
+    for size in sizes:
+        yield size, _pruned(sae, x, layer, latents, order[:size])
 
 
 def evaluate_prefixes(
@@ -174,28 +239,8 @@ def evaluate_prefixes(
     *,
     refill: bool = False,
 ) -> Iterator[tuple[int, ReconstructionMetrics]]:
-    """Metrics of the first G latents, for each G.
-
-    Args:
-        sae: The autoencoder.
-        x: Activations, in the model's units.
-        layer: The layer each came from.
-        order: Latents, most important first; None: as they stand, which is Matryoshka's order.
-        sizes: The G; None: the prefixes it was trained for.
-        refill: See `reconstruct_subset`.
-
-    Raises:
-        ValueError: If a size is not one of 0 to d_sae, and as `reconstruct_subset`.
-    """
-    wrong = [size for size in sizes or () if not 0 <= size <= sae.cfg.d_sae]
-    if wrong:
-        raise ValueError(
-            f"sizes {wrong} of a dictionary of {sae.cfg.d_sae}; give sizes from 0 to {sae.cfg.d_sae}"
-        )
-    if order is None:
-        order = torch.arange(sae.cfg.d_sae, device=x.device)
-    for size in sizes or sae.cfg.prefixes or (sae.cfg.d_sae,):
-        out = reconstruct_subset(sae, x, layer, order[:size], refill=refill)
+    """Metrics of the first G latents, for each G: those of `reconstruct_prefixes`, which see."""
+    for size, out in reconstruct_prefixes(sae, x, layer, order, sizes, refill=refill):
         metrics = ReconstructionMetrics()
         metrics.update(x, out.x_hat, out.latents)
         yield size, metrics

@@ -74,3 +74,14 @@ def test_an_encoder_is_harvested_and_evaluated_but_for_cross_entropy(tmp_path: P
     assert sum(v for name, v in metrics.items() if name.startswith("dropped_")) == dropped
     assert "worst_ce_recovered" not in metrics
     assert (run / "report" / "index.html").is_file()
+
+    status, output = strata("progressive", config)
+    assert status == 0, output
+    assert "is an encoder, which predicts no next token: cross-entropy is left out" in output
+    files = sorted((run / "progressive").glob("*/layer-*.json"))
+    assert [file.name for file in files] == ["layer-0.json", "layer-1.json"]
+    for file in files:
+        report = json.loads(file.read_text())
+        assert report["ce_clean"] is report["n_sequences"] is None
+        assert all(p["ce_recovered"] is None for c in report["curves"].values() for p in c)
+    assert strata("progressive", config)[1].count("2 curves are there already, 0 to go") == 1
