@@ -22,6 +22,7 @@ from orchestrator.stages.sweep import sweep
 from orchestrator.stages.verify import take_back
 from orchestrator.sweeps.front import fronts, to_json
 from orchestrator.sweeps.winners import winners
+from orchestrator.tracking.environment import note_environment
 from orchestrator.tracking.tracker import Tracker
 
 STAGES = ("group", "harvest", "sweep", "run")
@@ -37,6 +38,7 @@ def run(cfg: RunConfig, until: str, console: Console) -> RunDirectory:
     plan.refuse_what_cannot_fit(figures, cfg)
     directory = RunDirectory.claim(cfg)
     take_back(directory, console)
+    note_environment(directory.environment)
     tracker = Tracker(cfg, directory, console)
     session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
     try:
@@ -72,8 +74,10 @@ def _stages(session: Session, pool: Pool, until: int) -> None:
     evaluations = evaluate(session, chosen, groups.row_filter, pool)
     data = summary.summarise(session, groups, results, best, evaluations)
     write_json(run.pareto, to_json(fronts(results)))
-    write_report(run, groups, results, data)
+    drawn = write_report(run, groups, results, data)
     summary.track(session, results, data)
+    for name, figure in drawn.items():
+        session.tracker.figure(figure, name)
     session.tracker.winners(data["groups"])
     session.tracker.finish("FINISHED")
     data["mlflow"]["complete"] = session.tracker.complete

@@ -161,6 +161,21 @@ class RunDirectory:
         return self.path / "evaluations"
 
     @property
+    def progressive(self) -> Path:
+        """What `strata progressive` found, a file per winner and layer; absent if nobody asked."""
+        return self.path / "progressive"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, code and machine of the calls that made it."""
+        return self.path / "environment.json"
+
+    @property
+    def system_metrics(self) -> Path:
+        """Load of the driver's machine."""
+        return self.path / "system_metrics.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so a run with it is finished."""
         return self.path / "summary.json"

@@ -6,7 +6,7 @@ from typing import Any
 from actors.grouper import DistanceReport, Grouper
 from actors.grouping import Grouping, LayerGroup, choose
 from orchestrator.errors import UserError
-from orchestrator.pages.figures import amad_curve, distance_matrix
+from orchestrator.pages.figures.groups import amad_curve, distance_matrix, merges
 from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session
@@ -62,6 +62,9 @@ def _tell(session: Session, found: GroupStage) -> None:
     )
     session.tracker.figure(distance_matrix(found.report, grouping), "distances.png")
     session.tracker.figure(amad_curve(grouping, cfg.threshold), "amad.png")
+    dendrogram = merges(found.report, grouping)
+    if dendrogram is not None:
+        session.tracker.figure(dendrogram, "dendrogram.png")
     session.tracker.artifact(session.run.groups)
 
 

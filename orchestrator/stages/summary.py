@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.pages.figures import fvu_against_l0
+from orchestrator.pages.figures.training import fvu_against_l0
 from orchestrator.session import Session
 from orchestrator.stages.evaluate import Evaluations
 from orchestrator.stages.group import GroupStage

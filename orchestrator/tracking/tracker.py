@@ -69,7 +69,7 @@ class Tracker:
         self._at_work: dict[str, tuple[Mapping[str, Any], Path]] = {}
         self._status = "RUNNING"
         self._speaker.tell(self._tell_journal)
-        self._system_file = run.path / "system_metrics.jsonl"
+        self._system_file = run.system_metrics
         self._system = SystemMetrics(
             self._system_file, lambda: self._speaker.tell(self._tell_system)
         )
