@@ -20,7 +20,7 @@ _FEW = 6
 """So many values of an axis are all named."""
 
 _APART = 0.012
-"""Lines of different groups through the same one of few values lie so far apart."""
+"""Lines of different groups through the same setting lie so far apart."""
 
 _LOG_FROM = 8
 """A number that varies by this factor or more has a logarithmic axis."""
@@ -33,6 +33,7 @@ _ALWAYS = {
     "l0": "L0 ↓",
     "fvu": "FVU ↓",
 }
+_RESULTS = ("l0", "fvu")
 _IF_VARIED = {"selection": "selection", "scaling": "scaling", "lr": "lr"}
 
 FOLLOW = """
@@ -56,10 +57,11 @@ class _Axis:
     title: str
     places: dict[Any, float]
     named: dict[str, float]
+    is_setting: bool
 
     def at(self, value: Any, aside: float) -> float:
         """Where a line passes; `aside` parts lines that would else lie on one another."""
-        return self.places[value] + (aside if len(self.places) <= _FEW else 0.0)
+        return self.places[value] + (aside if self.is_setting else 0.0)
 
 
 def parallel(results: Sequence[Result]) -> go.Figure:
@@ -67,7 +69,10 @@ def parallel(results: Sequence[Result]) -> go.Figure:
     rows = [{**result, "encoder": encoder_label(result)} for result in results]
     varied = {key: t for key, t in _IF_VARIED.items() if len({row[key] for row in rows}) > 1}
     columns = {"encoder": _ALWAYS["encoder"], **varied, **_ALWAYS}
-    axes = {key: _axis(title, [row[key] for row in rows]) for key, title in columns.items()}
+    axes = {
+        key: _axis(title, [row[key] for row in rows], key not in _RESULTS)
+        for key, title in columns.items()
+    }
     figure = go.Figure()
     groups = sorted({row["group"] for row in rows})
     for i, group in enumerate(groups):
@@ -133,11 +138,11 @@ def parallel(results: Sequence[Result]) -> go.Figure:
     return figure
 
 
-def _axis(title: str, values: Sequence[Any]) -> _Axis:
+def _axis(title: str, values: Sequence[Any], is_setting: bool) -> _Axis:
     distinct = sorted(set(values))
     if isinstance(distinct[0], str):
         places = {v: (i + 0.5) / len(distinct) for i, v in enumerate(distinct)}
-        return _Axis(title, places, {str(v): place for v, place in places.items()})
+        return _Axis(title, places, {str(v): place for v, place in places.items()}, is_setting)
     low, high = distinct[0], distinct[-1]
     logarithmic = low > 0 and high >= _LOG_FROM * low
 
@@ -154,7 +159,7 @@ def _axis(title: str, values: Sequence[Any]) -> _Axis:
     for value in named:
         if all(abs(place(value) - other) > 0.05 for other in named_far_enough.values()):
             named_far_enough[_told(value)] = place(value)
-    return _Axis(title, {v: place(v) for v in distinct}, named_far_enough)
+    return _Axis(title, {v: place(v) for v in distinct}, named_far_enough, is_setting)
 
 
 def _draw(figure: go.Figure, axes: Sequence[_Axis]) -> None:
