@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from orchestrator.progress import bottleneck
+from orchestrator.progress import WAIT_LIMIT, bottleneck
 from orchestrator.run_directory import RunDirectory, read_json
-from orchestrator.sweeps.data_wait import LIMIT
 from orchestrator.sweeps.winners import Result
 from storage.files import read_json_lines
 
@@ -39,7 +38,7 @@ def bottlenecks(run: RunDirectory, results: Sequence[Result]) -> dict[str, Any]:
         "longest": max(stages, key=lambda stage: stage["seconds"], default=None),
         "typical_wait": median(waits),
         "worst_wait": max(waits),
-        "wait_limit": LIMIT,
+        "wait_limit": WAIT_LIMIT,
         "load": _mean_load(load) if load else None,
     }
 

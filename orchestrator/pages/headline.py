@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator.planning.estimate import duration
+from orchestrator.labels import duration
 
 
 def headline(

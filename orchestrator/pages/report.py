@@ -13,7 +13,7 @@ import jinja2
 import yaml
 from matplotlib.figure import Figure
 
-from orchestrator.labels import encoder_label
+from orchestrator.labels import encoder_label, size
 from orchestrator.pages.bottlenecks import bottlenecks, load_until_the_end
 from orchestrator.pages.figures import (
     cost,
@@ -28,9 +28,8 @@ from orchestrator.pages.figures.parallel import FOLLOW, parallel
 from orchestrator.pages.figures.pareto import pareto
 from orchestrator.pages.figures.style import image
 from orchestrator.pages.headline import headline
-from orchestrator.planning.plan import size
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
-from orchestrator.stages.group import GroupStage, load_groups
+from orchestrator.stages.group_file import GroupStage, load_groups
 from orchestrator.sweeps.front import AIMS, fronts
 from orchestrator.sweeps.winners import Result
 from storage.files import read_json_lines
