@@ -54,7 +54,7 @@ def load_until_the_end(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _rate(
-    name: str, metrics: Mapping[str, float], results: Sequence[Result], seconds: float
+    name: str, metrics: Mapping[str, Any], results: Sequence[Result], seconds: float
 ) -> str | None:
     if name == "sweep":
         return f"{sum(result['tokens'] for result in results) / seconds:,.0f} tokens/s in all"
@@ -65,7 +65,7 @@ def _rate(
     return None
 
 
-def _harvest_limit(metrics: Mapping[str, float]) -> str | None:
+def _harvest_limit(metrics: Mapping[str, Any]) -> str | None:
     parts = {
         part: metrics[f"{part}_seconds"]
         for part in ("model", "write")
@@ -81,7 +81,7 @@ def _sweep_limit(waits: Sequence[float]) -> str:
     return f"limited by the autoencoders ({1 - typical:.0%}); waiting for data {typical:.1%}"
 
 
-def _mean_load(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _mean_load(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         "cpu": fmean(row["system/cpu_utilization_percentage"] for row in rows),
         "memory": max(row["system/system_memory_usage_megabytes"] for row in rows) * 1e6,

@@ -1,6 +1,7 @@
 """Where the time went, and what the machine did meanwhile."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,7 +28,7 @@ def stages(seconds: Mapping[str, float]) -> Figure:
     return figure
 
 
-def load(rows: Sequence[Mapping[str, float]]) -> Figure:
+def load(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Load of the driver's machine over time, in percent; `rows` as in `system_metrics.jsonl`."""
     figure, axes = new(2.8)
     minutes = [(row["timestamp_ms"] - rows[0]["timestamp_ms"]) / 60_000 for row in rows]

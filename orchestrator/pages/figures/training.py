@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from orchestrator.labels import encoder_label
 from orchestrator.pages.figures.style import LINES, MARKERS, group_colour, new
 
-Curves = Mapping[str, Sequence[Mapping[str, float]]]
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 """The rows of `metrics.jsonl`, by trial."""
 
 
