@@ -51,9 +51,16 @@ def captured_outputs(
 def edited_outputs(
     modules: Sequence[nn.Module],
     edits: Mapping[int, Callable[[Tensor], Tensor]],
-    shape: tuple[int, int],
+    shape: tuple[int, int] | None = None,
 ) -> Iterator[None]:
-    """Inside, the output of each module of `edits` is what its function makes of it."""
+    """Inside, the output of each module of `edits` is what its function makes of it.
+
+    Args:
+        modules: One per layer.
+        edits: By layer.
+        shape: Sequences and context of the passes; without it a module's activations are given in
+            whatever shape they have.
+    """
 
     def hook_of(edit: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
         def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -76,6 +83,6 @@ def _hidden(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _by_sequence(hidden: Tensor, shape: tuple[int, int]) -> Tensor:
+def _by_sequence(hidden: Tensor, shape: tuple[int, int] | None) -> Tensor:
     """Activations as (sequences, context, width): some modules see all tokens in one row."""
-    return hidden.unflatten(0, shape) if hidden.ndim == 2 else hidden
+    return hidden.unflatten(0, shape) if shape is not None and hidden.ndim == 2 else hidden

@@ -1,27 +1,20 @@
 """Judges one autoencoder on one layer: its reconstructions, and what they do to the model."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
 
+from actors.cross_entropy import CrossEntropy, Effect
 from actors.errors import InputError
 from actors.fidelity import LayerFidelity, reconstruction_quality
 from actors.language_model import LanguageModel, describe
 from actors.model_source import ModelSource
-from actors.splice import Replacement, constant, edit, reconstruction, zero
+from actors.splice import constant, reconstruction, zero
 from sae import checkpoint, metrics
 from storage.hygiene import RowFilter
 from storage.places import Location
 from storage.tokens import TokenStore
-
-_SPLIT = "validation"
-KEPT_LOGITS_BYTES = 256 * 2**20
-"""Of the untouched model, kept for the next evaluation; what is beyond is computed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +47,6 @@ class LayerReport(LayerFidelity):
 
     n_tokens: int = 0
     """Predictions that cross-entropies average over."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a replacement does to the model's predictions."""
-
-    ce: float
-    """Cross-entropy, in nats per token."""
-
-    kl: float
-    """Divergence from the untouched model, in nats per position."""
 
 
 class Evaluator:
@@ -104,15 +86,12 @@ class Evaluator:
         """
         torch.set_num_threads(n_threads)
         self._model = LanguageModel(model, device, head=describe(model).is_causal)
-        self._tokens = TokenStore.open(tokens)
         self._validation, self._row_filter, self._device = validation, row_filter, device
-        # Documents are packed in order, so the first sequences would be few documents.
-        available = self._tokens.n_sequences(_SPLIT)
-        n_sequences = min(n_sequences, available)
-        self._sequences = np.arange(n_sequences) * available // n_sequences
-        self._batch = max(1, batch_tokens // self._tokens.context)
+        store = TokenStore.open(tokens)
+        self._cross_entropy = CrossEntropy(
+            self._model, store, row_filter, n_sequences, batch_tokens
+        )
         self._ablated: dict[int, dict[str, Effect]] = {}
-        self._clean: dict[int, Tensor] = {}
 
     def evaluate(self, sae_folder: Path, layer: int) -> LayerReport:
         """Measure the autoencoder in a folder on one of its layers.
@@ -138,7 +117,7 @@ class Evaluator:
         replacements = {"sae": reconstruction(sae, layer)}
         if layer not in self._ablated:
             replacements |= {"zero": zero, "mean": constant(quality.means[layer])}
-        ce_clean, effects = self._effects(layer, replacements)
+        ce_clean, effects = self._cross_entropy.effects(layer, replacements)
         spliced = effects.pop("sae")
         zeros, means = self._ablated.setdefault(layer, effects).values()
         try:
@@ -157,58 +136,5 @@ class Evaluator:
             else None,
             kl=spliced.kl,
             kl_zero=zeros.kl,
-            n_tokens=len(self._sequences) * (self._tokens.context - 1),
+            n_tokens=self._cross_entropy.n_tokens,
         )
-
-    def _effects(
-        self, layer: int, replacements: Mapping[str, Replacement]
-    ) -> tuple[float, dict[str, Effect]]:
-        """Cross-entropy of the untouched model, and what replacing the layer's kept rows does.
-
-        Means over all predictions or positions. The logits of two passes are held at a time, beside
-        those that are kept.
-        """
-        ce_clean, totals = 0.0, dict.fromkeys(replacements, (0.0, 0.0))
-        first = self._tokens.first_position
-        for start in range(0, len(self._sequences), self._batch):
-            packed = self._tokens.ids(_SPLIT, self._sequences[start : start + self._batch])
-            ids = torch.from_numpy(packed)
-            clean = self._clean_logits(start, ids)
-            ce_clean += _cross_entropy(ids, clean)
-            for name, replacement in replacements.items():
-                edits = {layer: edit(replacement, layer, packed, self._row_filter, first)}
-                changed = self._model.logits(ids, edits)
-                ce, kl = totals[name]
-                totals[name] = ce + _cross_entropy(ids, changed), kl + _divergence(clean, changed)
-        n_tokens = len(self._sequences) * (self._tokens.context - 1)
-        n_positions = len(self._sequences) * self._tokens.context
-        return ce_clean / n_tokens, {
-            name: Effect(ce / n_tokens, kl / n_positions) for name, (ce, kl) in totals.items()
-        }
-
-    def _clean_logits(self, start: int, ids: Tensor) -> Tensor:
-        """Of the untouched model on the batch of sequences that begins at `start`."""
-        if start in self._clean:
-            return self._clean[start]
-        logits = self._model.logits(ids)
-        kept = sum(batch.nbytes for batch in self._clean.values())
-        if kept + logits.nbytes <= KEPT_LOGITS_BYTES:
-            self._clean[start] = logits
-        return logits
-
-
-def _cross_entropy(
-    ids: Int64[Tensor, "sequences context"], logits: Float[Tensor, "sequences context vocabulary"]
-) -> float:
-    """Sum over all predictions, sequence by sequence: copies of all logits would be large."""
-    pairs = zip(logits, ids.to(logits.device), strict=True)
-    return sum(float(metrics.next_token_losses(row, mine).double().sum()) for row, mine in pairs)
-
-
-def _divergence(
-    clean: Float[Tensor, "sequences context vocabulary"],
-    changed: Float[Tensor, "sequences context vocabulary"],
-) -> float:
-    """Sum over all positions, the last one too: what follows it is predicted, if not known."""
-    pairs = zip(clean, changed, strict=True)
-    return sum(float(metrics.kl_divergence(*pair).double().sum()) for pair in pairs)

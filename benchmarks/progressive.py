@@ -24,7 +24,7 @@ from benchmarks.rows import Row, show, write
 from benchmarks.sweep_runs import Sweep
 from benchmarks.worker import ROOT
 from orchestrator import config_file
-from orchestrator.pages.progressive_figure import mean_curves
+from orchestrator.pages.figures.progressive import mean_curves
 from orchestrator.run_directory import RunDirectory
 from orchestrator.stages.group import load_groups
 

@@ -24,6 +24,7 @@ from orchestrator.stages.sweep import sweep
 from orchestrator.stages.verify import take_back
 from orchestrator.sweeps.front import fronts, to_json
 from orchestrator.sweeps.winners import rank, winners
+from orchestrator.tracking.environment import note_environment
 from orchestrator.tracking.tracker import Tracker
 
 STAGES = ("group", "harvest", "sweep", "run")
@@ -42,6 +43,7 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
     plan.refuse_what_cannot_fit(figures, cfg)
     directory = RunDirectory.claim(cfg)
     take_back(directory, console)
+    note_environment(directory.environment)
     # It may refuse, and then there is no run in MLflow.
     with cluster.connected(cfg.compute, figures.shared_bytes):
         tracker = Tracker(cfg, directory, console)
@@ -88,8 +90,10 @@ def _stages(session: Session, pool: Pool, until: int, with_baselines: bool) -> N
     write_json(run.cards, fidelity)
     data = summary.summarise(session, groups, results, chosen, evaluations)
     write_json(run.pareto, to_json(fronts(results)))
-    write_report(run, groups, results, data)
+    drawn = write_report(run, groups, results, data)
     summary.track(session, results, data, fidelity)
+    for name, figure in drawn.items():
+        session.tracker.figure(figure, name)
     session.tracker.judged(evaluations)
     session.tracker.winners(data["groups"])
     session.tracker.finish("FINISHED")

@@ -16,6 +16,9 @@ from rich.progress import (
 
 LOG_EVERY_SECONDS = 10.0
 
+WAIT_LIMIT = 0.03
+"""Of a trial's time that it waits for data; less is not worth a change."""
+
 
 class StageProgress:
     """The progress of one stage, in its own unit."""

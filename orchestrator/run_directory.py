@@ -174,8 +174,18 @@ class RunDirectory:
 
     @property
     def progressive(self) -> Path:
-        """A file per winner and layer: the winner at many sizes (docs/progressive.md)."""
+        """What `strata progressive` found, a file per winner and layer; absent if nobody asked."""
         return self.path / "progressive"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, code and machine of the calls that made it."""
+        return self.path / "environment.json"
+
+    @property
+    def system_metrics(self) -> Path:
+        """Load of the driver's machine."""
+        return self.path / "system_metrics.jsonl"
 
     @property
     def summary(self) -> Path:

@@ -1,8 +1,6 @@
 """`strata ui`, seen by a browser: the run, a trial's charts, a figure; nothing from elsewhere."""
 
 import json
-import os
-import shutil
 import socket
 import time
 import urllib.request
@@ -16,15 +14,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.browser import chromium, needs_chromium
 from tests.runs import start
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_chromium]
 
 PATIENCE = 240.0
 
@@ -61,28 +54,8 @@ def pages(finished: tuple[Path, str]) -> Iterator[tuple[str, psutil.Process]]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium without a window, which finds no host but this one."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    os.environ.update(SE_OFFLINE="true", SE_AVOID_STATS="true")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        *(
-            "disable-default-apps",
-            "window-size=1400,900",
-            "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        ),
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 def wait_for(look: Callable[[], Any], what: str) -> Any:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.pages.pareto_figure import as_html, pareto
+from orchestrator.pages.figures import interactive
+from orchestrator.pages.figures.parallel import FOLLOW, parallel
+from orchestrator.pages.figures.pareto import pareto
 from orchestrator.pages.summary_page import FRONT_ROWS, front_table
 from orchestrator.sweeps.front import AIMS, front, fronts, to_json
 
@@ -33,6 +35,8 @@ def result(
         "k": k,
         "selection": "topk",
         "d_sae": 16,
+        "scaling": "layer_scale",
+        "lr": 1e-3,
         "n_parameters": 9,
         "stopped_at": stopped_at,
         **dict(zip(AIMS, costs, strict=True)),
@@ -119,8 +123,41 @@ def test_a_button_moves_every_point_to_what_it_names():
             assert list(values) == (of or [None] * len(trace.x))
 
 
-def test_the_figure_needs_no_network_and_is_the_same_each_time():
-    page = as_html(pareto(TRIALS), whole_page=True)
-    assert page == as_html(pareto(TRIALS), whole_page=True)
+def test_a_figure_needs_no_network_and_is_the_same_each_time():
+    page = interactive.page(pareto(TRIALS), "pareto")
+    assert page == interactive.page(pareto(TRIALS), "pareto")
     assert not re.search(r"<(script|link|img)[^>]* (src|href)=", page)
     assert len(page) < 6e6
+    part = interactive.part(parallel(TRIALS), "parallel", FOLLOW)
+    assert part == interactive.part(parallel(TRIALS), "parallel", FOLLOW)
+    assert len(part) < 1e5, "the script is not in it"
+
+
+def test_parallel_coordinates_have_a_line_per_trial_and_only_fronts_are_bold():
+    figure = parallel(TRIALS)
+    lines, bold = [], set()
+    for trace in figure.data[:-1]:
+        width = trace.meta
+        names = list(trace.text)[::width]
+        assert len(trace.x) == len(trace.y) == width * len(names)
+        for i, name in enumerate(names):
+            y = trace.y[i * width : (i + 1) * width]
+            assert y[-1] is None, "a gap ends each line"
+            assert all(-0.05 <= value <= 1.05 for value in y[:-1])
+            lines.append(name)
+            if trace.line.width > 1:
+                bold.add(name)
+    assert sorted(lines) == sorted(t["trial"] for t in TRIALS)
+    assert bold == {t["trial"] for t in (*TRIALS[1:3], TRIALS[4])}
+
+
+def test_the_best_fvu_is_lowest_on_its_axis():
+    figure = parallel(TRIALS)
+    place = {}
+    for trace in figure.data[:-1]:
+        for i, name in enumerate(list(trace.text)[:: trace.meta]):
+            place[name] = trace.y[(i + 1) * trace.meta - 2]
+    by_fvu = sorted(TRIALS, key=lambda t: t["fvu"])
+    assert place[by_fvu[0]["trial"]] == 0
+    assert place[by_fvu[-1]["trial"]] == 1
+    assert sorted(place, key=lambda name: place[name]) == [t["trial"] for t in by_fvu]

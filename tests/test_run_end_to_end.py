@@ -144,8 +144,9 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
         assert sorted(set(steps)) == sorted(steps)
         assert {a.path for a in client.list_artifacts(trial.info.run_id)} == {"sae"}
     assert {a.path for a in client.list_artifacts(parent.info.run_id, "figures")} == {
-        *("figures/distances.png", "figures/amad.png", "figures/fvu_against_l0.png"),
-        "figures/pareto.html",
+        *("figures/distances.png", "figures/dendrogram.png", "figures/amad.png"),
+        *("figures/fvu_against_l0.png", "figures/pareto.html", "figures/training_curves.png"),
+        *("figures/dead_latents.png", "figures/stage_seconds.png", "figures/load.png"),
     }
 
 
@@ -154,8 +155,8 @@ def test_the_report_holds_every_figure_and_can_be_written_again(
 ):
     page = run_dir / "report" / "index.html"
     text = page.read_text()
-    assert len(re.findall('<img src="data:image/png;base64,', text)) == 3
-    assert text.count('id="pareto"') == 1
+    assert len(re.findall('<img src="data:image/(png|svg[+]xml);base64,', text)) == 7
+    assert text.count('id="pareto"') == text.count('id="parallel"') == 1
     assert not re.search(r"<(script|link|img)[^>]* (src|href)=.?http", text)
     assert len(text) < 10e6
     page.unlink()

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.__main__ import main
-from orchestrator.pages.progressive_figure import mean_curves, progressive_figure
+from orchestrator.pages.figures.progressive import mean_curves, progressive_figure
 from orchestrator.run_directory import write_json
 from tests.runs import kill_when, start, strata, write_config
 

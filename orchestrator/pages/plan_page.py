@@ -4,9 +4,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.planning.estimate import Estimate, duration
+from orchestrator.labels import duration, size
+from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.memory import IMPORTED_BYTES
-from orchestrator.planning.plan import Plan, free_disk_bytes, size
+from orchestrator.planning.plan import Plan, free_disk_bytes
 from orchestrator.planning.rounding import told
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.pages.progressive_figure import ORDERS, mean_curves
+from orchestrator.pages.figures.progressive import ORDERS, mean_curves
 from orchestrator.run_directory import RunDirectory
 
 Reports = Sequence[Mapping[str, Any]]

@@ -1,7 +1,10 @@
-"""The report: one HTML page with every figure inside it, for people; it works offline."""
+"""The report: one HTML page with every figure inside it, for people; it works offline.
 
-import base64
-import io
+It is made of a run's files alone, so `strata report` writes the same page again. A section whose
+files are not there is left out.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,61 +13,96 @@ import jinja2
 import yaml
 from matplotlib.figure import Figure
 
-from orchestrator.labels import encoder_label
-from orchestrator.pages import figures
-from orchestrator.pages.pareto_figure import as_html, pareto
+from orchestrator.labels import encoder_label, size
+from orchestrator.pages.bottlenecks import bottlenecks, load_until_the_end
+from orchestrator.pages.figures import (
+    cost,
+    fidelity,
+    groups,
+    interactive,
+    progressive,
+    time,
+    training,
+)
+from orchestrator.pages.figures.parallel import FOLLOW, parallel
+from orchestrator.pages.figures.pareto import pareto
+from orchestrator.pages.figures.style import image
+from orchestrator.pages.headline import headline
 from orchestrator.run_directory import RunDirectory, read_json, write_atomically
-from orchestrator.stages.group import GroupStage, load_groups
+from orchestrator.stages.group_file import GroupStage, load_groups
 from orchestrator.sweeps.front import AIMS, fronts
+from orchestrator.sweeps.winners import Result
 from storage.files import read_json_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+SECTIONS = {
+    "autoencoders": "Autoencoders",
+    "groups": "Groups of layers",
+    "sweep": "Sweep",
+    "training": "Training",
+    "fidelity": "Fidelity of each layer",
+    "progressive": "Smaller dictionaries",
+    "cost": "Cost against one per layer",
+    "time": "Time and bottlenecks",
+    "environment": "Environment",
+    "configuration": "Configuration",
+}
+"""In the order of the page; each has a template of its name, and its title here."""
+
 
 def write_report(
-    run: RunDirectory,
-    groups: GroupStage,
-    results: Sequence[Mapping[str, Any]],
-    data: Mapping[str, Any],
-) -> None:
+    run: RunDirectory, stage: GroupStage, results: Sequence[Result], data: Mapping[str, Any]
+) -> dict[str, Figure]:
     """Write `report/index.html`, and the figure of the fronts as a page of its own.
 
     Args:
         run: Where.
-        groups: What the grouping found.
+        stage: What the grouping found.
         results: Of all trials.
         data: The summary's content.
+
+    Returns:
+        The page's figures that no stage has told MLflow yet, by file name.
     """
     config = run.config.read_text()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["encoder"] = encoder_label
-    threshold = yaml.safe_load(config)["group"]["threshold"]
-    best = [group["best"]["trial"] for group in data["groups"]]
-    figure = pareto(results)
-    write_atomically(run.pareto_figure, as_html(figure, whole_page=True))
-    page = environment.get_template("report.html.j2").render(
+    cfg = yaml.safe_load(config)
+    cards = _if_there(run.path / "cards.json")
+    drawn = _figures(run, results, data, cards)
+    early = {
+        "distances.png": groups.distance_matrix(stage.report, stage.grouping),
+        "amad.png": groups.amad_curve(stage.grouping, cfg["group"]["threshold"]),
+    }
+    dendrogram = groups.merges(stage.report, stage.grouping)
+    if dendrogram is not None:
+        early["dendrogram.png"] = dendrogram
+    fronts_figure = pareto(results)
+    write_atomically(run.pareto_figure, interactive.page(fronts_figure, "pareto"))
+    absent = {
+        "fidelity": cards is None,
+        "progressive": not any(name.startswith("progressive") for name in drawn),
+        "cost": cards is None,
+    }
+    page = _environment().get_template("report.html.j2").render(
+        sections={key: title for key, title in SECTIONS.items() if not absent.get(key)},
+        head=headline(cfg, data, cards),
         data=data,
-        worst=min(
-            (v for g in data["groups"] for v in g["best"]["ce_recovered"].values()), default=None
-        ),
+        cfg=cfg,
+        stage=stage,
+        cards=cards,
         results=sorted(results, key=lambda r: (r["group"], r["k"], r["fvu"])),
-        config=config,
         aims=AIMS,
         fronts=fronts(results),
-        front_figure=as_html(figure, whole_page=False),
-        images={
-            "distances": _png(figures.distance_matrix(groups.report, groups.grouping)),
-            "amad": _png(figures.amad_curve(groups.grouping, threshold)),
-            "curves": _png(
-                figures.training_curves(
-                    {name: read_json_lines(run.trials / name / "metrics.jsonl") for name in best}
-                )
-            ),
-        },
-    )
+        script=interactive.script(),
+        pareto=interactive.part(fronts_figure, "pareto"),
+        parallel=interactive.part(parallel(results), "parallel", FOLLOW),
+        images={Path(name).stem: image(figure) for name, figure in {**early, **drawn}.items()},
+        time=bottlenecks(run, results),
+        calls=_if_there(run.environment) or [],
+        config=config,
+    )  # fmt: skip
     write_atomically(run.report, page)
+    return drawn
 
 
 def rewrite_report(run: RunDirectory) -> None:
@@ -73,7 +111,60 @@ def rewrite_report(run: RunDirectory) -> None:
     write_report(run, load_groups(run), results, read_json(run.summary))
 
 
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+def _figures(
+    run: RunDirectory,
+    results: Sequence[Result],
+    data: Mapping[str, Any],
+    cards: Mapping[str, Any] | None,
+) -> dict[str, Figure]:
+    """What matplotlib draws of what came after the groups, by file name."""
+    result_of = {result["trial"]: result for result in results}
+    won = [result_of[w["trial"]] for group in data["groups"] for w in group["winners"]]
+    curves = {w["trial"]: read_json_lines(run.trials / w["trial"] / "metrics.jsonl") for w in won}
+    drawn = {
+        "training_curves.png": training.training_curves(won, curves),
+        "dead_latents.png": training.dead_latents(won, curves),
+        "stage_seconds.png": time.stages(data["stage_seconds"]),
+    }
+    load = load_until_the_end(run)
+    if len(load) > 1:
+        drawn["load.png"] = time.load(load)
+    if cards is not None:
+        drawn["fidelity.png"] = fidelity.per_layer(cards)
+        drawn["latent_frequencies.png"] = fidelity.frequencies(cards)
+        drawn["cost.png"] = cost.against_per_layer(cards["cost"])
+    for winner in won:
+        files = (run.progressive / winner["trial"]).glob("layer-*.json")
+        layers = [read_json(file) for file in sorted(files, key=_natural)]
+        if layers:
+            drawn[f"progressive_{winner['trial']}.png"] = progressive.progressive_figure(
+                winner["trial"], layers
+            )
+    return drawn
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["encoder"] = encoder_label
+    environment.filters["bytes"] = size
+    environment.filters["number"] = _number
+    environment.filters["percent"] = lambda value: "-" if value is None else f"{value:.1%}"
+    return environment
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _if_there(file: Path) -> Any:
+    return read_json(file) if file.is_file() else None
+
+
+def _natural(file: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", file.stem)]

@@ -101,12 +101,3 @@ def _evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
     )
     sequences = min(cfg.evaluate.sequences, -(-figures.rows["validation"] // (context - 1)))
     return figures.n_layers * (2 * winners + 2) * sequences * context
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.1f} h"

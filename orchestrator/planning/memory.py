@@ -7,7 +7,7 @@ figures with real actors in processes of their own.
 
 from dataclasses import dataclass
 
-from actors.evaluator import KEPT_LOGITS_BYTES
+from actors.cross_entropy import KEPT_LOGITS_BYTES
 from actors.grouper import BLOCK_VALUES
 from actors.harvester import SHARDS_AT_ONCE
 from actors.language_model import ModelShape

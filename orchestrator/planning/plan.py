@@ -10,6 +10,7 @@ import torch
 from actors.language_model import ModelShape, parameter_count
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
+from orchestrator.labels import size
 from orchestrator.planning import memory
 from orchestrator.planning.memory import IMPORTED_BYTES, ActorMemory
 from orchestrator.stores import shards_within, store_spec
@@ -252,13 +253,3 @@ def free_disk_bytes(path: Path) -> int:
 def bytes_under(path: Path) -> int:
     """What the run has written already: it need not be written again."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def size(n_bytes: int) -> str:
-    """Bytes for people: three figures, in decimal units."""
-    left, unit = n_bytes * 1.0, "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if left < 1000 or unit == "TB":
-            break
-        left /= 1000
-    return f"{left:,.3g} {unit}" if left < 1000 else f"{left:,.0f} {unit}"

@@ -1,31 +1,13 @@
 """The grouping stage: distances between layers, the groups they give, and what rows are fit."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 from actors.grouper import DistanceReport, Grouper
-from actors.grouping import Grouping, LayerGroup, choose
-from orchestrator.errors import UserError
-from orchestrator.pages.figures import amad_curve, distance_matrix
+from actors.grouping import choose
+from orchestrator.pages.figures.groups import amad_curve, distance_matrix, merges
 from orchestrator.pool import Pool
-from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session
+from orchestrator.stages.group_file import GroupStage, load_groups, save_groups
 from storage.hygiene import RowFilter
 from storage.tokens import TokenStore
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupStage:
-    """What the later stages need to know of the layers."""
-
-    grouping: Grouping
-    report: DistanceReport
-    row_filter: RowFilter
-
-    @property
-    def partition(self) -> tuple[tuple[int, ...], ...]:
-        """The layers of every group."""
-        return tuple(group.layers for group in self.grouping.groups)
 
 
 def group(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
@@ -35,7 +17,7 @@ def group(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
     else:
         with session.run.timed("group"):
             found = _measured(session, tokens, pool)
-            write_json(session.run.groups, _to_json(found))
+            save_groups(session.run, found)
         session.say(
             f"group     {len(found.grouping.groups)} groups, AMAD {found.grouping.amad:.3f}: "
             + " ".join(f"[{_span(g.layers)}]" for g in found.grouping.groups)
@@ -62,22 +44,10 @@ def _tell(session: Session, found: GroupStage) -> None:
     )
     session.tracker.figure(distance_matrix(found.report, grouping), "distances.png")
     session.tracker.figure(amad_curve(grouping, cfg.threshold), "amad.png")
+    dendrogram = merges(found.report, grouping)
+    if dendrogram is not None:
+        session.tracker.figure(dendrogram, "dendrogram.png")
     session.tracker.artifact(session.run.groups)
-
-
-def load_groups(run: RunDirectory) -> GroupStage:
-    """What `groups.json` holds.
-
-    Raises:
-        UserError: If it is damaged or was edited into something else.
-    """
-    try:
-        return _from_json(read_json(run.groups))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{run.groups} is not what the grouping wrote ({error!r}); restore it, or delete it, and "
-            "the same command makes it again from the pilot"
-        ) from None
 
 
 def _span(layers: tuple[int, ...]) -> str:
@@ -85,41 +55,3 @@ def _span(layers: tuple[int, ...]) -> str:
     first, last = min(layers), max(layers)
     is_run = last > first and last - first == len(layers) - 1
     return f"{first}-{last}" if is_run else ",".join(map(str, layers))
-
-
-def _to_json(stage: GroupStage) -> dict[str, Any]:
-    grouping, report = stage.grouping, stage.report
-    return {
-        "version": 1,
-        "groups": [asdict(g) for g in grouping.groups],
-        "amad": grouping.amad,
-        "amad_curve": grouping.amad_curve,
-        "linkage": grouping.linkage,
-        "measured": asdict(report),
-        "row_filter": stage.row_filter.to_json(),
-    }
-
-
-def _from_json(data: dict[str, Any]) -> GroupStage:
-    measured = data["measured"]
-    return GroupStage(
-        grouping=Grouping(
-            groups=tuple(
-                LayerGroup(id=g["id"], layers=tuple(g["layers"]), max_distance=g["max_distance"])
-                for g in data["groups"]
-            ),
-            amad=data["amad"],
-            amad_curve={int(g): value for g, value in data["amad_curve"].items()},
-            linkage=data["linkage"] and tuple(tuple(row) for row in data["linkage"]),
-        ),
-        report=DistanceReport(
-            layers=tuple(measured["layers"]),
-            distances=tuple(tuple(row) for row in measured["distances"]),
-            centered=measured["centered"],
-            n_rows=measured["n_rows"],
-            n_stored=measured["n_stored"],
-            mean_norm={int(layer): norm for layer, norm in measured["mean_norm"].items()},
-            median_norm={int(layer): norm for layer, norm in measured["median_norm"].items()},
-        ),
-        row_filter=RowFilter.from_json(data["row_filter"]),
-    )

@@ -184,7 +184,12 @@ def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
             "hook_points": cfg.model.hook_points or cfg.model.site,
             "shards": len(jobs),
         },
-        metrics={"tokens_per_second": rate, "megabytes": n_bytes / 1e6, "seconds": elapsed},
+        metrics={
+            "tokens_per_second": rate,
+            "megabytes": n_bytes / 1e6,
+            "seconds": elapsed,
+            **{f"{part}_seconds": spent for part, spent in seconds.items()},
+        },
     )
 
 

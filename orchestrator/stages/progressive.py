@@ -13,7 +13,7 @@ from orchestrator import cluster
 from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
-from orchestrator.pages.progressive_figure import progressive_figure
+from orchestrator.pages.figures.progressive import progressive_figure
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, write_json

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.pages.figures import fvu_against_l0
+from orchestrator.pages.figures.training import fvu_against_l0
 from orchestrator.session import Session
 from orchestrator.stages.evaluate import Evaluations
-from orchestrator.stages.group import GroupStage
+from orchestrator.stages.group_file import GroupStage
 from orchestrator.sweeps.front import fronts
 from orchestrator.sweeps.winners import rank
 from sae.config import SaeConfig

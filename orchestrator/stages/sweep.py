@@ -25,7 +25,7 @@ from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import read_json
 from orchestrator.session import Session
-from orchestrator.stages.group import GroupStage
+from orchestrator.stages.group_file import GroupStage
 from orchestrator.stages.ring import harvesting_beside
 from orchestrator.stores import shards_within
 from orchestrator.sweeps.candidates import Candidate, candidates

@@ -5,10 +5,8 @@ from statistics import median
 
 from orchestrator.config import RunConfig
 from orchestrator.planning.memory import shares_chunks
+from orchestrator.progress import WAIT_LIMIT
 from orchestrator.sweeps.winners import Result
-
-LIMIT = 0.03
-"""Of a trial's time; less is not worth a change."""
 
 
 def waiting(cfg: RunConfig, results: Sequence[Result]) -> str:
@@ -19,7 +17,7 @@ def waiting(cfg: RunConfig, results: Sequence[Result]) -> str:
         f"trials waited for data for {median(shares.values()):.1%} of their time "
         f"(the worst {shares[worst]:.1%}: {worst})"
     )
-    return f"{told}; to wait less, {_remedy(cfg)}" if shares[worst] > LIMIT else told
+    return f"{told}; to wait less, {_remedy(cfg)}" if shares[worst] > WAIT_LIMIT else told
 
 
 def _remedy(cfg: RunConfig) -> str:

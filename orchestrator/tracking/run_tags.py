@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 
 from actors.corpus import FilesCorpus, HubCorpus
 from orchestrator import config_file
 from orchestrator.config import FREE_SETTINGS, RunConfig
+from orchestrator.tracking.environment import git_revision
 
 MAX_TAG_CHARACTERS = 5000
 
@@ -17,7 +17,7 @@ def run_tags(cfg: RunConfig, run_dir: Path) -> dict[str, str]:
 
     `git_revision` is that of the working directory, and absent where that is no git checkout.
     """
-    revision = _git_revision()
+    revision = git_revision()
     return {
         "run_dir": str(run_dir),
         "model": cfg.model.name,
@@ -46,13 +46,3 @@ def _config_hash(cfg: RunConfig) -> str:
         else:
             settings.pop(section)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _git_revision() -> str | None:
-    """Commit of the working directory, with `-dirty` if files differ; None where git knows none."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

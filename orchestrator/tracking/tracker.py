@@ -78,7 +78,7 @@ class Tracker:
         """By trial, what tells that it was left off, and why."""
         self._status = "RUNNING"
         self._speaker.tell(self._tell_journal)
-        self._system_file = run.path / "system_metrics.jsonl"
+        self._system_file = run.system_metrics
         self._system = SystemMetrics(
             self._system_file, lambda: self._speaker.tell(self._tell_system)
         )

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from orchestrator.labels import encoder_label
-from orchestrator.pages.figures import COLOURS
+from orchestrator.pages.figures.style import GREY, group_colour
 from orchestrator.sweeps.front import AIMS, front
 from orchestrator.sweeps.winners import Result, rank
 
@@ -16,7 +16,6 @@ _SHAPES = {
     "beaten by another": "circle-open",
     "given up": "x-thin-open",
 }
-GREY = "#5b6675"
 HEIGHT_PIXELS = 520
 _HOVER = (
     "<b>group %{customdata[0]}, %{customdata[1]}, k %{customdata[2]}</b><br>"
@@ -33,7 +32,8 @@ def pareto(results: Sequence[Result]) -> go.Figure:
     group's front is filled.
     """
     figure, shown = go.Figure(), []
-    for group in sorted({result["group"] for result in results}):
+    groups = sorted({result["group"] for result in results})
+    for group in groups:
         mine = [result for result in results if result["group"] == group]
         whole = [result for result in mine if not rank(result)[0]]
         unbeaten = front(whole)
@@ -56,7 +56,7 @@ def pareto(results: Sequence[Result]) -> go.Figure:
                 mode="markers",
                 opacity=1.0 if part is unbeaten else 0.6,
                 marker={
-                    "color": COLOURS[group % len(COLOURS)],
+                    "color": group_colour(group, max(groups) + 1),
                     "symbol": [_symbol(r, kind) for r in part],
                     "size": size,
                 },
@@ -92,24 +92,6 @@ def pareto(results: Sequence[Result]) -> go.Figure:
         ],
     )
     return figure
-
-
-def as_html(figure: go.Figure, whole_page: bool) -> str:
-    """A page, or a part of one, that holds the figure and the script that draws it.
-
-    The same figure gives the same text.
-    """
-    return figure.to_html(
-        full_html=whole_page,
-        include_plotlyjs=True,  # some 5 MB: the page must work where there is no network
-        div_id="pareto",
-        default_height=f"{HEIGHT_PIXELS}px",
-        config={
-            "responsive": True,
-            "displaylogo": False,
-            "modeBarButtons": [["zoom2d", "resetScale2d"]],
-        },
-    )
 
 
 def _details(result: Result, kind: str) -> list[Any]:

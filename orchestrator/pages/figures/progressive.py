@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from orchestrator.pages.figures import COLOURS, MARKERS
+from orchestrator.pages.figures.style import COLOURS, MARKERS, panels_of
 
 ORDERS = {
     "nested": "nested prefixes",
@@ -56,11 +56,7 @@ def progressive_figure(trial: str, reports: Sequence[Mapping[str, Any]]) -> Figu
     measures = {"fvu": "FVU (lower is better)", "ce_recovered": "CE recovered (1: lossless)"}
     if reports[0]["n_tokens"] is None:
         del measures["ce_recovered"]
-    n = len(measures) + 1
-    figure = Figure(figsize=(4.1 * n, 3.9), layout="constrained", dpi=120)
-    axes = figure.subplots(1, n, squeeze=False)[0]
-    for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
+    figure, axes = panels_of(len(measures) + 1, 2.7 * (len(measures) + 1))
     for panel, (measure, label) in zip(axes, measures.items(), strict=False):
         _curves(panel, reports, measure)
         panel.set(xlabel="latents left", ylabel=label)

@@ -1,0 +1,1 @@
+"""The figures of a run, a file per section of the report; MLflow is given the same ones."""
