@@ -20,13 +20,11 @@ MEASURES = {
 }
 """Columns of the table: heading and form."""
 
-_OF_BASELINE = {"ev_lost": "EV lost", "ce_recovered_lost": "CE rec. lost"}
-
 
 def show(console: Console, cards: Mapping[str, Any]) -> None:
     """Print the content of `cards.json`."""
     console.print(table(cards))
-    lines = ["! is the worst layer of its group; excess FVU is above " + _reference(cards) + "."]
+    lines = [f"! is the worst layer of its group; {_reference(cards)}."]
     lines.append(
         f"dense: latents on more than {cards['dense_threshold']:.0%} of rows. docs/evaluation.md defines "
         "all measures."
@@ -47,22 +45,24 @@ def table(cards: Mapping[str, Any]) -> Table:
     shown = {
         key: of for key, of in MEASURES.items() if cards["is_causal"] or key not in _OF_LANGUAGE
     }
-    lost = [key for key in _OF_BASELINE if cards["is_causal"] or key == "ev_lost"]
+    by_baselines = cards["against_baselines"] is not None
     found = Table(title="Fidelity", title_justify="left", pad_edge=False)
-    headings = ["group", "layer", *(name for name, _ in shown.values()), "excess FVU"]
-    headings += [_OF_BASELINE[key] for key in lost if cards["against_baselines"]]
+    headings = ["group", "layer", *(name for name, _ in shown.values())]
+    headings.append("EV lost" if by_baselines else "excess FVU")
+    recovered = ["CE rec. lost"] if by_baselines and cards["is_causal"] else []
+    headings += recovered
     for heading in headings:
         found.add_column(heading, justify="right")
     for group in cards["groups"]:
         for card in group["cards"]:
             worst = card["layer"] == group["worst_layer"] and len(group["cards"]) > 1
-            own = [f"{card['baseline'][key]:+.4f}" for key in lost] if card["baseline"] else []
+            lost = [f"{card['baseline']['ce_recovered_lost']:+.4f}" for _ in recovered]
             found.add_row(
                 str(group["id"]),
                 f"{card['layer']}{'!' if worst else ' '}",
                 *_measured(card, shown),
                 f"{card['excess_fvu']:+.4f}",
-                *own,
+                *lost,
                 style="bold red" if worst and group["misses"] else None,
             )
         found.add_row(str(group["id"]), "mean ", *_measured(group["mean"], shown), style="dim")
@@ -80,17 +80,17 @@ def _measured(card: Mapping[str, Any], shown: Mapping[str, tuple[str, str]]) -> 
 
 def _reference(cards: Mapping[str, Any]) -> str:
     if cards["reference"] == "baseline":
-        return "that of the layer's own autoencoder"
-    return "the group's mean (--baselines compares with an autoencoder for each layer)"
+        return "lost is what the layer's own autoencoder has more"
+    return "excess FVU is above the group's mean (--baselines compares with an autoencoder for each layer)"
 
 
 def _claim(cards: Mapping[str, Any]) -> str:
     against = cards["against_baselines"]
     recovered = against["ce_recovered_lost"]
-    told = "" if recovered is None else f" and {100 * recovered:.2f} of CE recovered"
+    told = "" if recovered is None else f" and {100 * recovered:.2f} of cross-entropy recovered"
     return (
         f"Sharing costs {100 * against['ev_lost']:.2f} points of explained variance{told} in the mean over "
-        f"layers, at most {100 * against['worst_ev_lost']:.2f} (layer {against['worst_layer']}); published: "
+        f"layers, at most {100 * against['worst_ev_lost']:.2f} (layer {against['worst_layer']}); published are "
         "1.1 to 2.2 points, and 0.2."
     )
 
