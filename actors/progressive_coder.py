@@ -134,17 +134,17 @@ class ProgressiveCoder:
         measured, sample = self._reconstructed(sae, orders, layer)
         curves, ce_whole = {}, self._ce(sae, layer, None)
         for name, by_size in measured.items():
-            points = []
-            for size, metrics in by_size.items():
-                kept = orders[name][:size]
+            points, order = [], orders[name]
+            again = reconstruct_prefixes(sae, sample, _ids(sample, layer), order, tuple(by_size))
+            for (size, metrics), (_, out) in zip(by_size.items(), again, strict=True):
                 whole = size == sae.cfg.d_sae
-                ce = ce_whole if whole else self._ce(sae, layer, kept)
+                ce = ce_whole if whole else self._ce(sae, layer, order[:size])
                 points.append(
                     CurvePoint(
                         size=size,
                         fvu=metrics.fvu,
                         l0=metrics.l0,
-                        rsa=_rsa(sae, sample, layer, orders[name], size),
+                        rsa=_rsa(sample, out.x_hat),
                         ce=ce,
                         ce_recovered=None if ce is None else self._recovered(layer, ce),
                     )
@@ -274,9 +274,8 @@ def _ids(x: Tensor, layer: int) -> Int[Tensor, " rows"]:
     return torch.full((len(x),), layer, dtype=torch.int64, device=x.device)
 
 
-def _rsa(sae: SparseAutoencoder, x: Tensor, layer: int, order: Tensor, size: int) -> float | None:
-    [(_, out)] = reconstruct_prefixes(sae, x, _ids(x, layer), order, (size,))
+def _rsa(x: Tensor, x_hat: Tensor) -> float | None:
     try:
-        return rsa(x, out.x_hat)
+        return rsa(x, x_hat)
     except ValueError:  # nothing is left to tell rows apart by
         return None

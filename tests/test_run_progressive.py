@@ -70,6 +70,8 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_made(copied: Path):
         assert report["n_sequences"] == 2
         evaluated = json.loads((copied / "evaluations" / file.relative_to(files)).read_text())
         assert report["curves"]["random"][-1]["fvu"] == pytest.approx(evaluated["fvu"], rel=1e-9)
+    assert "by E[act²]" in output
+    assert "E[act²] ~ rank^-" in output
     for group in summary["groups"]:
         trial = group["best"]["trial"]
         assert f"{trial}: mean over layers {', '.join(map(str, group['layers']))}" in output

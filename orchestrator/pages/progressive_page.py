@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.pages.figures.progressive import ORDERS, mean_curves
@@ -22,7 +23,8 @@ def show(console: Console, run: RunDirectory, curves: Mapping[str, Reports]) -> 
     """
     for trial, reports in curves.items():
         console.print(_table(trial, reports))
-        console.print(_law(reports[0]["power_laws"]["energy"]), highlight=False, soft_wrap=True)
+        law = escape(_law(reports[0]["power_laws"]["energy"]))
+        console.print(law, highlight=False, soft_wrap=True)
     causal = all(reports[0]["n_tokens"] is not None for reports in curves.values())
     console.print(
         "FVU: lower is better. Latents are kept in the order above the column; those pruned are not "
@@ -43,7 +45,9 @@ def _table(trial: str, reports: Reports) -> Table:
     causal = reports[0]["n_tokens"] is not None
     table.add_column("latents", justify="right")
     for order in means:
-        table.add_column(f"{ORDERS[order]}\nFVU{'    CE' if causal else ''}", justify="right")
+        table.add_column(
+            f"{escape(ORDERS[order])}\nFVU{'    CE' if causal else ''}", justify="right"
+        )
     by_size = {order: {point["size"]: point for point in points} for order, points in means.items()}
     for size in by_size["energy"]:
         table.add_row(str(size), *(_cell(points.get(size)) for points in by_size.values()))
