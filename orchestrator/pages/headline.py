@@ -82,6 +82,6 @@ def _range(values: Sequence[float], form: str) -> str:
 def _name(cfg: Mapping[str, Any]) -> str:
     """The model's name; of a folder its last part that says something."""
     path = PurePosixPath(cfg["model"]["name"])
-    if not path.is_absolute():
+    if not path.is_absolute() and len(path.parts) <= 2:  # of the Hub
         return str(path)
     return path.parent.name if path.name in ("model", "checkpoint") else path.name

@@ -45,5 +45,5 @@ def against_per_layer(cost: Mapping[str, Any]) -> Figure:
     axes.set(xlabel="autoencoders G", ylabel="TFLOP (lower is better)", xlim=(0, n_layers * 1.05))
     axes.set_ylim(0, 1.2 * (model + max(ends.values())))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.legend(fontsize=8, loc="lower right")
     return figure

@@ -33,7 +33,7 @@ def per_layer(cards: Mapping[str, Any]) -> Figure:
     panels[0].plot([], [], marker="o", color=GREY, linestyle="none", label="the group's")
     panels[0].plot([], [], color=GREY, linewidth=2, alpha=0.5, label="mean of the group")
     panels[0].legend(fontsize=8, frameon=False)
-    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylim(0, 1.08 * panels[0].get_ylim()[1])
     panels[-1].set_xlabel("layer")
     return figure
 
