@@ -14,11 +14,15 @@ from sae.formats.description import Description
 class Format(Protocol):
     """What each of these modules offers."""
 
-    CONFIG: str
-    """File that says what the weights are."""
+    @property
+    def CONFIG(self) -> str:  # noqa: N802
+        """File that says what the weights are."""
+        ...
 
-    WEIGHTS: str
-    """File that holds them."""
+    @property
+    def WEIGHTS(self) -> str:  # noqa: N802
+        """File that holds them."""
+        ...
 
     def refusal(self, sae: SparseAutoencoder) -> str | None:
         """Why the format can't hold an autoencoder; None if it can."""
