@@ -1,8 +1,9 @@
 """Runs where another library is installed, and knows nothing of Strata: what that library makes of a folder.
 
-`python peer_program.py FORMAT FOLDER IN OUT`: IN holds the rows `x`; OUT gets the latents and
-reconstructions that the library computes of them after loading FOLDER by its own loader, and the
-library's version.
+`python peer_program.py FORMAT SCRATCH FOLDER ...`: SCRATCH/in-0.safetensors holds the rows `x` for the first
+folder, and so on; SCRATCH/out-0.safetensors gets the latents and reconstructions that the library computes
+of them after loading the folder by its own loader, and the library's version. All in one process, as
+importing such a library takes longer than anything else here.
 """
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 def sae_lens(folder: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """`SAE.load_from_disk`; a plugin beside the weights is imported first, as a user would."""
-    if (Path(folder) / "kronsae.py").is_file():
+    if (Path(folder) / "kronsae.py").is_file() and "kronsae" not in sys.modules:
         sys.path.insert(0, folder)
         __import__("kronsae")
     from sae_lens import SAE
@@ -52,10 +53,12 @@ PACKAGES = {
 }
 
 if __name__ == "__main__":
-    kind, folder, rows, out = sys.argv[1:]
+    kind, scratch, *folders = sys.argv[1:]
     torch.set_num_threads(1)
     load, package = PACKAGES[kind]
-    with torch.no_grad():
-        acts, x_hat = load(folder, load_file(rows)["x"])
     about = {"library": f"{package} {importlib.metadata.version(package)}"}
-    save_file({"acts": acts.contiguous(), "x_hat": x_hat.contiguous()}, out, about)
+    for i, folder in enumerate(folders):
+        with torch.no_grad():
+            acts, x_hat = load(folder, load_file(f"{scratch}/in-{i}.safetensors")["x"])
+        found = {"acts": acts.contiguous(), "x_hat": x_hat.contiguous()}
+        save_file(found, f"{scratch}/out-{i}.safetensors", about)

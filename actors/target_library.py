@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,18 +44,20 @@ def interpreter_of(kind: str, given: Path | None) -> Path | None:
     return given
 
 
+@contextmanager
 def by_library(
-    python: Path, kind: str, folder: Path, x: Float[Tensor, "rows d_model"]
-) -> tuple[Codes, str]:
-    """Latents and reconstructions that the library computes, and its name with its version.
+    python: Path, kind: str, jobs: Sequence[tuple[Path, Float[Tensor, "rows d_model"]]]
+) -> Iterator[Iterator[tuple[Codes, str]]]:
+    """For each folder and its rows, what the library computes, and the library's name with its version.
 
     Raises:
-        InputError: If the library can't be imported there, or can't load the folder; its own words.
+        InputError: If the library can't be imported there, or can't load a folder; its own words.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        rows, out = Path(scratch, "rows.safetensors"), Path(scratch, "out.safetensors")
-        save_file({"x": x.contiguous()}, rows)
-        command = [python, PROGRAM, kind, folder.resolve(), rows, out]
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        for i, (_, x) in enumerate(jobs):
+            save_file({"x": x.contiguous()}, scratch / f"in-{i}.safetensors")
+        command = [python, PROGRAM, kind, scratch, *(folder.resolve() for folder, _ in jobs)]
         try:
             done = subprocess.run(
                 list(map(str, command)),
@@ -61,20 +65,24 @@ def by_library(
                 cwd=scratch,
                 capture_output=True,
                 text=True,
-                timeout=_SECONDS,
+                timeout=_SECONDS * (1 + len(jobs)),
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise InputError(
-                f"{kind} in {python} did not answer in {_SECONDS} s; check that environment"
+                f"{kind} in {python} did not answer in {error.timeout} s; check that environment"
             ) from error
-        if done.returncode or not out.is_file():
+        if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise InputError(
                 f"{kind} in {python} could not load what was written ({said}); nothing was kept: give a "
                 f"Python that has {kind} and safetensors, or export without --python"
             )
-        found = load_file(out)
-        with safe_open(out, framework="pt") as file:
-            library = file.metadata()["library"]
+        yield (_answer(scratch / f"out-{i}.safetensors") for i in range(len(jobs)))
+
+
+def _answer(file: Path) -> tuple[Codes, str]:
+    found = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        library = opened.metadata()["library"]
     return (found["acts"], found["x_hat"]), library

@@ -161,6 +161,11 @@ class RunDirectory:
         return self.path / "evaluations"
 
     @property
+    def exports(self) -> Path:
+        """A folder per format, in it one per trial, in it one per layer."""
+        return self.path / "exports"
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so a run with it is finished."""
         return self.path / "summary.json"

@@ -41,8 +41,32 @@ def sweep(args: Namespace) -> None:
 
 
 def evaluate(args: Namespace) -> None:
-    """Everything up to the evaluation, and with it the summary and the report."""
-    _drive(args, "run")
+    """Everything up to the evaluation, and with it the summary and the report; or judge a folder."""
+    if args.sae is None:
+        _drive(args, "run")
+        return
+    from orchestrator.stages.judge import judge
+
+    cfg = config_file.load(args.config, args.overrides)
+    judge(cfg, args.sae, args.layer, args.same_model, _console())
+
+
+def export(args: Namespace) -> None:
+    """Write autoencoders of a run in the format of another library."""
+    from orchestrator.stages.export import export
+    from orchestrator.stages.exported_layer import ExportOptions
+
+    options = ExportOptions(
+        to=args.to,
+        trial=args.trial,
+        python=args.python,
+        calibrate=args.calibrate,
+        distil=args.distil,
+        as_topk=args.as_topk,
+    )
+    console = _console()
+    for folder in export(config_file.load(args.config, args.overrides), options, console):
+        console.print(f"Export: {folder}", soft_wrap=True, highlight=False)
 
 
 def demo(args: Namespace) -> None:

@@ -34,7 +34,10 @@ _ARRAYS = {
 def refusal(sae: SparseAutoencoder) -> str | None:
     """Why the format can't hold an autoencoder; None if it can."""
     if isinstance(sae.cfg.encoder, KronShape):
-        return "a Kronecker encoder is no affine one; give --distil to fit an affine one to it"
+        return (
+            "a Kronecker encoder is no affine one; use --to sae_lens or safetensors, or give --distil to fit "
+            "an affine one to it"
+        )
     if sae.cfg.scaling == "token_standardize":
         return (
             "it can't standardize tokens; use --to sae_lens or safetensors, or train with scaling: "

@@ -21,7 +21,11 @@ _ARRAYS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 def refusal(sae: SparseAutoencoder) -> str | None:
     """Why the format can't hold an autoencoder; None if it can."""
     if isinstance(sae.cfg.encoder, KronShape):
-        return "a Kronecker encoder is no affine one; give --distil to fit an affine one to it"
+        topk = "" if thresholds(sae) is None else " and --as-topk, as it selects by a threshold"
+        return (
+            "a Kronecker encoder is no affine one, and the format holds affine TopK alone; use --to sae_lens "
+            f"or safetensors, or give --distil to fit an affine one to it{topk}"
+        )
     if sae.cfg.scaling == "token_standardize":
         return (
             "it can't standardize tokens; use --to sae_lens or safetensors, or train with scaling: "
