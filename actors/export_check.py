@@ -10,6 +10,7 @@ from actors.errors import InputError
 from actors.parity import ACTIVATION_TOLERANCE, RECONSTRUCTION_TOLERANCE, Parity, compare
 from actors.target_formula import Codes, by_formula
 from sae.autoencoder import SparseAutoencoder
+from sae.config import KronShape
 from sae.formats import FORMATS
 from sae.formats.folding import thresholds
 
@@ -48,8 +49,8 @@ def check_files(
     """
     ours = _codes(sae, layer, x)
     found = {
-        "formula": compare(ours, by_formula(kind, folder, x), _cut(sae)),
-        "read_back": compare(ours, _codes(FORMATS[kind].read(folder, layer), layer, x), _cut(sae)),
+        "formula": _compared(sae, ours, by_formula(kind, folder, x)),
+        "read_back": _compared(sae, ours, _codes(FORMATS[kind].read(folder, layer), layer, x)),
     }
     _refuse(kind, f"the mathematics of {kind}", found["formula"])
     _refuse(kind, "reading it back", found["read_back"])
@@ -78,7 +79,7 @@ def check_library(
     Raises:
         InputError: If it is another function.
     """
-    found = compare(_codes(sae, layer, x), codes, _cut(sae))
+    found = _compared(sae, _codes(sae, layer, x), codes)
     _refuse(kind, library, found)
     return found
 
@@ -94,9 +95,10 @@ def _refuse(kind: str, who: str, parity: Parity) -> None:
         )
 
 
-def _cut(sae: SparseAutoencoder) -> Tensor | int:
-    bounds = thresholds(sae)
-    return sae.cfg.k if bounds is None else bounds
+def _compared(sae: SparseAutoencoder, ours: Codes, theirs: Codes) -> Parity:
+    bounds, shape = thresholds(sae), sae.cfg.encoder
+    rooted = isinstance(shape, KronShape) and shape.activation == "mand"
+    return compare(ours, theirs, sae.cfg.k if bounds is None else bounds, rooted)
 
 
 def _codes(sae: SparseAutoencoder, layer: int, x: Tensor) -> Codes:

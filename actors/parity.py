@@ -3,7 +3,8 @@
 Rounding differs between programs, and a selection is not continuous: a latent within rounding of its
 threshold, or of the k-th largest of its row, may be on in one and off in the other. Such latents are
 counted apart, and only if they lie that close; their rows take no part in the comparison of
-reconstructions.
+reconstructions. The latents of a Kronecker encoder are roots, whose slope is unbounded at 0: below 1/2 they
+are compared by what is under the root.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Parity:
     """Largest difference of a latent that is on in both, in units of the row's largest or of 1."""
 
     absolute_activation_delta: float
-    """The same in the units of the latents."""
+    """Largest difference of a latent that is on in both, as it is."""
 
     reconstruction_delta: float
     """Largest norm of a row's difference over the norm of the row."""
@@ -58,6 +59,7 @@ def compare(
     ours: tuple[Float[Tensor, "rows d_sae"], Float[Tensor, "rows d_model"]],
     theirs: tuple[Float[Tensor, "rows d_sae"], Float[Tensor, "rows d_model"]],
     cut: Float[Tensor, " d_sae"] | int,
+    rooted: bool = False,
 ) -> Parity:
     """Compare codes and reconstructions.
 
@@ -65,11 +67,13 @@ def compare(
         ours: Latents of every row and its reconstruction.
         theirs: The same of another program.
         cut: What each latent has to exceed to be on; or k, if the k largest of a row are on.
+        rooted: Whether latents are roots of what rounding is in.
     """
     (a, x_hat), (b, y_hat) = ours, theirs
     unit = torch.maximum(a.amax(1), b.amax(1)).clamp(min=1)[:, None]
     apart = (a > 0) != (b > 0)
     delta = torch.where(apart, 0.0, a - b).abs()
+    weighed = delta * (a + b).clamp(max=1) if rooted else delta  # |a^2 - b^2|
     value = torch.maximum(a, b)
     if isinstance(cut, int):  # what the one that left it out kept instead
         bound = torch.where(a > 0, _smallest_kept(b, cut), _smallest_kept(a, cut))
@@ -77,12 +81,14 @@ def compare(
         bound = cut.expand_as(value)
     # A latent near 0 may also be off as it is not positive.
     distance = torch.minimum((value - bound).abs(), value)
+    if rooted:
+        distance = distance * (value + bound).clamp(max=1)
     near = apart & (distance <= ACTIVATION_TOLERANCE * unit)
     alike = ~apart.any(1)
     error = torch.linalg.vector_norm(x_hat - y_hat, dim=1)[alike]
     norm = torch.linalg.vector_norm(x_hat, dim=1)[alike].clamp(min=1e-30)
     return Parity(
-        activation_delta=float((delta / unit).max()),
+        activation_delta=float((weighed / unit).max()),
         absolute_activation_delta=float(delta.max()),
         reconstruction_delta=float((error / norm).max()) if len(error) else 0.0,
         at_the_edge=int(near.sum()),

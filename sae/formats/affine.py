@@ -6,6 +6,7 @@ have any norm. None of it is a difference in kind.
 
 import json
 import pickle
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickles that torch.save did not write
+            warnings.simplefilter("ignore")
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is not tensors alone: it is damaged, or a pickle with code in it, which would be run by "
