@@ -43,6 +43,10 @@ def sweep(args: Namespace) -> None:
 def evaluate(args: Namespace) -> None:
     """Everything up to the evaluation, and with it the summary and the report; or judge a folder."""
     if args.sae is None:
+        if args.layer is not None or args.same_model:
+            raise UserError(
+                "--layer and --same-model say more of --sae; give that too, or leave them out"
+            )
         _drive(args, "run")
         return
     from orchestrator.stages.judge import judge

@@ -48,6 +48,7 @@ HELD = {
 
 pytestmark = [
     pytest.mark.interop,
+    pytest.mark.timeout(1800),  # a library may take minutes to be imported
     pytest.mark.skipif(not peers.ready(), reason="needs the peers' environment: make interop"),
 ]
 

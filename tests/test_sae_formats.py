@@ -294,6 +294,20 @@ def test_a_strange_tensor_is_refused(tmp_path):
         FORMATS["sae_lens"].read(tmp_path, 3)
 
 
+@pytest.mark.parametrize("name", ["b_enc", "b_dec", "W_dec", "threshold"])
+@pytest.mark.parametrize("encoder", ["dense", KRON], ids=str)
+def test_weights_of_another_size_or_not_finite_are_refused(tmp_path, name, encoder):
+    FORMATS["sae_lens"].write(tmp_path, folded(autoencoder(encoder, "jumprelu"), 3), ABOUT)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, name: tensors[name][:-1].contiguous()}, file)
+    with pytest.raises(ValueError, match="again"):
+        FORMATS["sae_lens"].read(tmp_path, 3)
+    save_file({**tensors, name: torch.full_like(tensors[name], torch.nan)}, file)
+    with pytest.raises(ValueError, match="not finite"):
+        FORMATS["sae_lens"].read(tmp_path, 3)
+
+
 def test_a_folder_of_nothing_known_is_refused(tmp_path):
     (tmp_path / "model.bin").write_text("")
     with pytest.raises(ValueError, match=r"holds model\.bin, and no autoencoder"):

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from actors.export_check import check_files, rows_to_check
@@ -92,8 +91,8 @@ class Exporter:
             parities=check_files(self.options.to, folder, alone if changes else sae, layer, x),
         )
 
-    def rows(self, layer: int, d_sae: int) -> Float[Tensor, "rows d_model"]:
-        """The validation rows of a layer that an export is checked on."""
+    def rows(self, layer: int, d_sae: int) -> Tensor:
+        """The validation rows of a layer that an export is checked on: (rows, d_model)."""
         return layer_rows(self.run.validation, layer, self.row_filter, rows_to_check(d_sae))
 
     def finish(self, draft: "Draft", library: str | None, by_library: Parity | None) -> None:

@@ -25,12 +25,12 @@ from sae.config import SaeConfig
 def affine(
     *,
     w_enc: Float[Tensor, "d_sae d_model"],
-    b_enc: Float[Tensor, " d_sae"],
-    w_dec: Float[Tensor, "d_sae d_model"],
-    b_dec: Float[Tensor, " d_model"],
+    b_enc: Tensor,
+    w_dec: Tensor,
+    b_dec: Tensor,
     layer: int,
     k: int | None = None,
-    thresholds: Float[Tensor, " d_sae"] | None = None,
+    thresholds: Tensor | None = None,
     subtracts_b_dec: bool = True,
     standardize: bool = False,
     prefixes: tuple[int, ...] = (),
@@ -39,18 +39,19 @@ def affine(
 
     Args:
         w_enc: Row j reads latent j.
-        b_enc: Added to it.
-        w_dec: Row j is what latent j writes, of any norm.
-        b_dec: Added to the reconstruction.
+        b_enc: Added to it, (d_sae,).
+        w_dec: Row j is what latent j writes, of any norm, (d_sae, d_model).
+        b_dec: Added to the reconstruction, (d_model,).
         layer: The one that it reads, in the model's units.
         k: The k largest latents of each token are on. Without it, latents above `thresholds`.
-        thresholds: Negative ones are 0: a latent that is on is positive.
+        thresholds: One, or one for each latent. Negative ones are 0: a latent that is on is positive.
         subtracts_b_dec: Whether the encoder reads x - b_dec, and not x.
         standardize: Whether each token is brought to mean 0 and deviation 1.
         prefixes: Nested dictionary sizes.
 
     Raises:
-        ValueError: If neither k nor thresholds are given, or the sizes contradict each other.
+        ValueError: If neither k nor thresholds are given, the sizes contradict each other, or a weight is
+            not finite.
     """
     if (k is None) == (thresholds is None):
         raise ValueError("give either k or thresholds: an autoencoder selects by one of the two")
@@ -64,14 +65,35 @@ def affine(
         scaling="token_standardize" if standardize else "layer_scale",
     )
     sae = SparseAutoencoder(cfg, {layer: 1.0}, seed=None)
-    sae.encoder.w_enc.copy_(w_enc)
-    sae.w_dec.copy_(w_dec)
-    sae.b_dec.copy_(b_dec)
+    sae.encoder.w_enc.copy_(sized("the encoder", w_enc, d_sae, d_model))
+    sae.w_dec.copy_(sized("the decoder", w_dec, d_sae, d_model))
+    sae.b_dec.copy_(sized("b_dec", b_dec, d_model))
     shift = 0.0 if subtracts_b_dec else w_enc.double() @ b_dec.double()
-    sae.encoder.b_enc.copy_(b_enc.double() + shift)
+    sae.encoder.b_enc.copy_(sized("b_enc", b_enc, d_sae).double() + shift)
     if thresholds is not None:
-        sae.set_threshold(thresholds.float().clamp(min=0))
+        bounds = thresholds.float().clamp(min=0)
+        bounds = bounds.expand(d_sae) if bounds.numel() == 1 else bounds
+        sae.set_threshold(sized("threshold", bounds, d_sae))
     return sae.eval()
+
+
+def sized(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """The tensor, if it has this shape and is finite.
+
+    Raises:
+        ValueError: If not.
+    """
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, and the other weights ask for {shape}; the files belong "
+            "to different autoencoders or are damaged: fetch or export them again"
+        )
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(
+            f"{name} holds numbers that are not finite; weights are: it was damaged, or its training diverged; "
+            "fetch it again, or give another"
+        )
+    return tensor
 
 
 def oriented(name: str, matrix: Tensor, rows: int, columns: int) -> Tensor:

@@ -130,7 +130,7 @@ def read(folder: Path, layer: int) -> SparseAutoencoder:
         b_dec=b_dec,
         layer=layer,
         k=size(trainer, "k", file) if threshold is None else None,
-        thresholds=None if threshold is None else threshold.expand(d_sae),
+        thresholds=threshold,
         subtracts_b_dec=name not in ("JumpReluAutoEncoder", "AutoEncoderNew"),
         prefixes=() if groups is None else tuple(groups.cumsum(0).int().tolist()),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
-from sae.formats.affine import affine, oriented, read_config, read_tensors, size, take
+from sae.formats.affine import affine, oriented, read_config, read_tensors, size, sized, take
 from sae.formats.description import Description
 from sae.formats.folding import thresholds
 
@@ -152,7 +152,7 @@ def read(folder: Path, layer: int) -> SparseAutoencoder:
         b_dec=b_dec,
         layer=layer,
         k=k,
-        thresholds=None if threshold is None else threshold.expand(d_sae),
+        thresholds=threshold,
         subtracts_b_dec=bool(config.get("apply_b_dec_to_input", True)),
         standardize=config.get("normalize_activations") == "layer_norm",
         prefixes=prefixes,
@@ -177,9 +177,9 @@ def _check_function(config: dict[str, Any], file: Path) -> None:
 
 
 def _check_set(architecture: str, threshold: Tensor, file: Path) -> None:
-    if "batchtopk" in architecture and float(threshold) <= 0:
+    if "batchtopk" in architecture and not bool((threshold > 0).all()):
         raise ValueError(
-            f"{file} is a BatchTopK whose topk_threshold is {float(threshold)}, so it was never set; it is "
+            f"{file} is a BatchTopK whose topk_threshold is {threshold.tolist()}, so it was never set; it is "
             "learnt in training: train it, or save it for inference with SAELens"
         )
 
@@ -206,10 +206,12 @@ def _read_kron(
     )
     sae = SparseAutoencoder(cfg, {layer: 1.0}, seed=None)
     with torch.no_grad():
-        sae.encoder.w_enc.copy_(oriented("W_enc", w_enc, d_model, shape.n_rows).T)
-        sae.encoder.b_enc.copy_(b_enc)
-        sae.w_dec.copy_(w_dec)
-        sae.b_dec.copy_(b_dec)
+        w_enc = oriented("W_enc", w_enc, d_model, shape.n_rows).T
+        sae.encoder.w_enc.copy_(sized("W_enc", w_enc, shape.n_rows, d_model))
+        sae.encoder.b_enc.copy_(sized("b_enc", b_enc, shape.n_rows))
+        w_dec = oriented("W_dec", w_dec, cfg.d_sae, d_model)
+        sae.w_dec.copy_(sized("W_dec", w_dec, cfg.d_sae, d_model))
+        sae.b_dec.copy_(sized("b_dec", b_dec, d_model))
     if not k:
-        sae.set_threshold(bounds)
+        sae.set_threshold(sized("threshold", bounds, cfg.d_sae))
     return sae.eval()
