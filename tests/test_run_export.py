@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_an_autoencoder_of_another_model_is_refused(run, tmp_path, capsys):
     FORMATS["sae_lens"].write(narrow, folded(autoencoder(), 3), ABOUT)
     other = tmp_path / "other"
     other.mkdir()
-    FORMATS["sae_lens"].write(other, folded(sae, layers[0]), ABOUT)
+    FORMATS["sae_lens"].write(other, folded(sae, layers[0]), replace(ABOUT, model="owner/other"))
     silent = tmp_path / "silent"
     silent.mkdir()
     FORMATS["dictionary_learning"].write(silent, folded(sae, layers[0]), ABOUT)
@@ -156,7 +157,7 @@ def test_an_autoencoder_of_another_model_is_refused(run, tmp_path, capsys):
     layer = ("--layer", str(layers[0]))
     for folder, options, words in (
         (narrow, (), "reads activations of width 16"),
-        (other, layer if layers[0] == 3 else (), "trained on owner/model"),
+        (other, (), "trained on owner/other"),
         (silent, (), "do not say which layer"),
         (silent, ("--layer", "99"), "the run's validation rows are of layers"),
         (damaged, layer, "nothing of it ran"),

@@ -86,7 +86,7 @@ def judge(
     name = f"{where.name}-{hashlib.sha256(str(where).encode()).hexdigest()[:8]}-layer-{layer}.json"
     file = run.evaluations / "foreign" / name
     write_json(file, {"sae": str(where), "format": kind, "layer": layer, **report})
-    console.print(_table(run, f"{folder} ({kind})", layer, report))
+    console.print(_table(run, f"{where.name} ({kind})", layer, report))
     console.print(f"Evaluation: {file}", soft_wrap=True, highlight=False)
     return file
 
