@@ -12,11 +12,16 @@ demo: $(READY)  ## The main job on the embedded model and corpus, start to finis
 	$(BIN)/strata demo
 
 test: $(READY)  ## All tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu and not crash" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not gpu and not crash and not interop" -n 2 --dist loadgroup
 
 .PHONY: test-crash
 test-crash: $(READY)  ## The long forms: destruction of stores; whole runs in a bucket, on an encoder, within a disk budget; more of the plan's memory
 	$(BIN)/python -m pytest -m crash
+
+.PHONY: interop
+interop: $(READY)  ## Exports, loaded by SAELens, sparsify and dictionary_learning themselves, who get .peers/ for that
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m pytest -m interop
 
 lint: $(READY)  ## Style, types and the layering of the folders
 	$(BIN)/ruff check .

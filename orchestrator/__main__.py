@@ -13,6 +13,8 @@ VERBS = {
     "group": "do everything up to the groups of layers",
     "sweep": "do everything up to the trained autoencoders",
     "evaluate": "do everything up to the evaluation of the winners",
+    "progressive": "read the winners of a finished run at many dictionary sizes",
+    "export": "write autoencoders of a run as folders that SAELens, sparsify or dictionary_learning load",
     "report": "write the HTML report of a finished run",
 }
 
@@ -31,28 +33,24 @@ def parser() -> argparse.ArgumentParser:
             "config", type=Path, help="a YAML file (see examples/), or a run directory"
         )
         _add_set(sub)
-        if verb == "evaluate":
-            sub.add_argument(
-                "--baselines",
-                action="store_true",
-                help="also train every layer an autoencoder of its own, and tell what sharing costs and saves",
-            )
-    demo = verbs.add_parser(
-        "demo", help="the whole job on the embedded model and corpus, in minutes"
+    _add_export(verbs.choices["export"])
+    verbs.choices["evaluate"].add_argument(
+        "--baselines",
+        action="store_true",
+        help="also train every layer an autoencoder of its own, and tell what sharing costs and saves",
     )
-    _add_set(demo)
-    progressive = verbs.add_parser(
-        "progressive", help="read the winners of a finished run at many dictionary sizes"
-    )
-    progressive.add_argument("config", type=Path, help="a run directory, or its YAML file")
-    progressive.add_argument(
+    _add_foreign(verbs.choices["evaluate"])
+    verbs.choices["progressive"].add_argument(
         "--sequences",
         type=int,
         default=16,
         help="validation sequences that cross-entropy is over: a forward pass of them for each size and "
         "order (default: %(default)s)",
     )
-    _add_set(progressive)
+    demo = verbs.add_parser(
+        "demo", help="the whole job on the embedded model and corpus, in minutes"
+    )
+    _add_set(demo)
     runs = verbs.add_parser("runs", help="list the runs that MLflow knows, or their trials")
     ui = verbs.add_parser("ui", help="open MLflow's pages on the right store")
     for sub in (runs, ui):
@@ -80,6 +78,54 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="override a setting, value in YAML, for instance --set sweep.k=[16,32]; may be repeated",
+    )
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--to",
+        required=True,
+        choices=("sae_lens", "sparsify", "dictionary_learning", "safetensors"),
+        help="the library whose format is written; safetensors is Strata's own",
+    )
+    sub.add_argument("--trial", metavar="NAME", help="of which trial; by default each group's best")
+    sub.add_argument(
+        "--python",
+        type=Path,
+        metavar="PATH",
+        help="an interpreter that has the library, to load there what was written; by default this one, if it has it",
+    )
+    sub.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit the threshold of BatchTopK to each layer's own rows, for a mean L0 of k",
+    )
+    sub.add_argument(
+        "--distil",
+        action="store_true",
+        help="put a dense encoder, fitted to its latents, in place of a Kronecker one",
+    )
+    sub.add_argument(
+        "--as-topk",
+        action="store_true",
+        help="put TopK with k = the mean L0 in place of a threshold",
+    )
+
+
+def _add_foreign(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--sae",
+        type=Path,
+        metavar="FOLDER",
+        help="judge this autoencoder instead (SAELens, sparsify, dictionary_learning or Strata), on the run's model and validation rows",
+    )
+    sub.add_argument(
+        "--layer", type=int, help="the layer that --sae reads; by default what its files say"
+    )
+    sub.add_argument(
+        "--same-model",
+        action="store_true",
+        help="the model that the files of --sae name is the run's, under another name",
     )
 
 

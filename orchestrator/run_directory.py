@@ -178,6 +178,11 @@ class RunDirectory:
         return self.path / "progressive"
 
     @property
+    def exports(self) -> Path:
+        """A folder per format, in it one per trial, in it one per layer."""
+        return self.path / "exports"
+
+    @property
     def environment(self) -> Path:
         """Versions, code and machine of the calls that made it."""
         return self.path / "environment.json"

@@ -45,12 +45,44 @@ def sweep(args: Namespace) -> None:
 
 
 def evaluate(args: Namespace) -> None:
-    """Everything up to the evaluation, and with it the summary and the report; then the fidelity cards."""
-    from orchestrator.pages import cards_page
-    from orchestrator.run_directory import read_json
+    """Everything up to the evaluation, with summary, report and fidelity cards; or judge a folder."""
+    if args.sae is None:
+        if args.layer is not None or args.same_model:
+            raise UserError(
+                "--layer and --same-model say more of --sae; give that too, or leave them out"
+            )
+        from orchestrator.pages import cards_page
+        from orchestrator.run_directory import read_json
 
-    directory = _drive(args, "run", args.baselines)
-    cards_page.show(_console(), read_json(directory.cards))
+        directory = _drive(args, "run", args.baselines)
+        cards_page.show(_console(), read_json(directory.cards))
+        return
+    if args.baselines:
+        raise UserError(
+            "--baselines trains autoencoders, and --sae judges one that is there; give one"
+        )
+    from orchestrator.stages.judge import judge
+
+    cfg = config_file.load(args.config, args.overrides)
+    judge(cfg, args.sae, args.layer, args.same_model, _console())
+
+
+def export(args: Namespace) -> None:
+    """Write autoencoders of a run in the format of another library."""
+    from orchestrator.stages.export import export
+    from orchestrator.stages.exported_layer import ExportOptions
+
+    options = ExportOptions(
+        to=args.to,
+        trial=args.trial,
+        python=args.python,
+        calibrate=args.calibrate,
+        distil=args.distil,
+        as_topk=args.as_topk,
+    )
+    console = _console()
+    for folder in export(config_file.load(args.config, args.overrides), options, console):
+        console.print(f"Export: {folder}", soft_wrap=True, highlight=False)
 
 
 def demo(args: Namespace) -> None:

@@ -109,7 +109,7 @@ class KronEncoder(nn.Module):
     def _blocks_of(self, centred: Tensor, only: Tensor) -> Iterator[MatrixBlock]:
         width = min(len(only), BLOCK_LATENTS)
         for ids in only.split(width):
-            base_rows, extension_rows = self._rows(ids)
+            base_rows, extension_rows = self.rows_of(ids)
             rows, places = torch.cat([base_rows, extension_rows]).unique(return_inverse=True)
             w_enc, b_enc = self.w_enc[rows], self.b_enc[rows]
             for first_token, tokens in token_blocks(centred, 4 * width):
@@ -121,7 +121,7 @@ class KronEncoder(nn.Module):
                 leads = acts[:, places[: len(ids)]]
                 yield MatrixBlock(leads * acts[:, places[len(ids) :]], ids, first_token, leads)
 
-    def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def rows_of(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of w_enc that latents read: of P, and of Q."""
         h, m, n = self.shape.h, self.shape.m, self.shape.n
         return ids // n, h * m + ids // (m * n) * n + ids % n
@@ -137,7 +137,7 @@ class KronEncoder(nn.Module):
         b_dec: Float[Tensor, " d_model"],
     ) -> Float[Tensor, " entries"]:
         """Values of the selected latents; gradients flow through these entries alone."""
-        rows = torch.stack(self._rows(selection.pattern.indices), 1)
+        rows = torch.stack(self.rows_of(selection.pattern.indices), 1)
         return _KronValues.apply(
             selection.scores,
             selection.leads,
