@@ -14,6 +14,7 @@ VERBS = {
     "sweep": "do everything up to the trained autoencoders",
     "evaluate": "do everything up to the evaluation of the winners",
     "report": "write the HTML report of a finished run",
+    "dashboard": "write pages about every latent of a finished run, and say where they are",
 }
 
 

@@ -85,6 +85,23 @@ def report(args: Namespace) -> None:
     _console().print(f"Report: {directory.report}", soft_wrap=True, highlight=False)
 
 
+def dashboard(args: Namespace) -> None:
+    """Write the dashboard of a finished run, or what of it is missing."""
+    from orchestrator import run_lock
+    from orchestrator.run_directory import RunDirectory
+    from orchestrator.stages.dashboard import dashboard
+
+    cfg = config_file.load(args.config, args.overrides)
+    directory = RunDirectory.of(cfg)
+    if not directory.summary.is_file():
+        raise UserError(
+            f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"
+        )
+    run_lock.hold(directory.path)
+    page = dashboard(directory, cfg, _console())
+    _console().print(f"Dashboard: {page}", soft_wrap=True, highlight=False)
+
+
 def runs(args: Namespace) -> None:
     """List the runs in MLflow, or their trials."""
     from orchestrator.tracking import queries
