@@ -40,7 +40,7 @@ clean:
 	rm -rf .venv runs
 
 # Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
-.PHONY: bench-training bench-quality bench-store bench-sweep
+.PHONY: bench-training bench-quality bench-store bench-sweep bench-dashboard
 bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
@@ -52,3 +52,6 @@ bench-store: $(READY)  ## Harvest against the bare forward pass, the store again
 
 bench-sweep: $(READY)  ## Early stopping against the full grid; Ray Tune, actors and MLflow against a plain loop
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
+
+bench-dashboard: $(READY)  ## The dashboard of 65,536 latents in headless Chromium
+	$(BIN)/python -m benchmarks.dashboard $(ARGS)

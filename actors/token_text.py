@@ -31,15 +31,14 @@ class TokenText:
         alone = self._decoded([[i] for i in ids])
         names = self._tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            str(name)
-            if _REPLACEMENT in one
-            else two.removeprefix(self._anchor_text)
-            if two.startswith(self._anchor_text)
-            else one
+            str(name) if _REPLACEMENT in one else self._without_anchor(two, one)
             for two, one, name in zip(after, alone, names, strict=True)
         ]
 
+    def _without_anchor(self, after: str, alone: str) -> str:
+        found = after.startswith(self._anchor_text)
+        return after.removeprefix(self._anchor_text) if found else alone
+
     def _decoded(self, ids: list[list[int]]) -> list[str]:
-        return self._tokenizer.batch_decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return [str(self._tokenizer.decode(each, **options)) for each in ids]

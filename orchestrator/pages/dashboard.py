@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt32
 from torch import Tensor
 
 from actors.latent_contexts import AFTER, BEFORE, LatentReport
@@ -55,8 +54,8 @@ def block_sequences(context: int) -> int:
 def write_text(
     folder: Path,
     block: int,
-    sequences: Integer[np.ndarray, " n"],
-    ids: Integer[np.ndarray, "n context"],
+    sequences: np.ndarray,
+    ids: np.ndarray,
     text: TokenText,
 ) -> None:
     """Write a block of the text that contexts are shown from.
@@ -64,8 +63,8 @@ def write_text(
     Args:
         folder: Of the dashboard.
         block: Its number; all but the last have `block_sequences`.
-        sequences: The number of each in its split.
-        ids: Their tokens.
+        sequences: (n,); the number of each in its split.
+        ids: (n, context); their tokens.
         text: Of the tokenizer.
     """
     strings, places = _table(ids, text)
@@ -77,8 +76,8 @@ def write_group(
     folder: Path,
     group: int,
     report: LatentReport,
-    ids: Integer[np.ndarray, "sequences context"],
-    documents: UInt32[np.ndarray, "sequences context"],
+    ids: np.ndarray,
+    documents: np.ndarray,
     text: TokenText,
 ) -> dict[str, Any]:
     """Write all latents of a group's autoencoder.
@@ -87,8 +86,8 @@ def write_group(
         folder: Of the dashboard.
         group: Its number.
         report: Of its best autoencoder.
-        ids: Of the sequences of the validation store.
-        documents: The document that each of these tokens is from.
+        ids: (sequences, context); of the sequences of the validation store.
+        documents: (sequences, context); the document that each of these tokens is from.
         text: Of the tokenizer.
 
     Returns:
@@ -109,9 +108,7 @@ def write_group(
     }
 
 
-def _index(
-    report: LatentReport, ids: Integer[np.ndarray, " tokens"], text: TokenText
-) -> dict[str, Any]:
+def _index(report: LatentReport, ids: np.ndarray, text: TokenText) -> dict[str, Any]:
     """What the list shows and searches of all latents, column by column."""
     found = report.statistics
     strongest = report.top.places[:, 0].numpy()
@@ -132,9 +129,7 @@ def _index(
     }
 
 
-def _shards(
-    report: LatentReport, documents: UInt32[np.ndarray, " tokens"]
-) -> Iterator[list[dict[str, Any]]]:
+def _shards(report: LatentReport, documents: np.ndarray) -> Iterator[list[dict[str, Any]]]:
     """The details of all latents, some hundred at a time."""
     found, top = report.statistics, report.top
     rates, edges = found.firing_rates.T, found.upper_edges
@@ -162,7 +157,7 @@ def _contexts(
     layers: Tensor,
     values: Tensor,
     levels: Tensor,
-    documents: UInt32[np.ndarray, " tokens"],
+    documents: np.ndarray,
 ) -> list[list[tuple[Any, ...]]]:
     """Of each latent its contexts, as `latent.js` reads them; empty slots are left out."""
     origin = documents[places.clamp(min=0).numpy()].tolist()
@@ -173,15 +168,13 @@ def _contexts(
     ]
 
 
-def _table(
-    ids: Integer[np.ndarray, "rows columns"], text: TokenText
-) -> tuple[list[str], Integer[np.ndarray, "rows columns"]]:
+def _table(ids: np.ndarray, text: TokenText) -> tuple[list[str], np.ndarray]:
     """The text of the ids that occur, and for each id its place there; -1 stays -1."""
     known = np.unique(ids[ids >= 0])
     return text.of(known.tolist()), np.where(ids >= 0, np.searchsorted(known, ids), -1)
 
 
-def _rounded(values: Tensor | Shaped[np.ndarray, "..."]) -> list[Any]:
+def _rounded(values: Tensor | np.ndarray) -> list[Any]:
     """Values to four significant digits: enough to look at, short to write."""
     x = np.asarray(values, np.float64)
     with np.errstate(divide="ignore"):

@@ -129,7 +129,9 @@ def _write_pages(
     context = spec.first_position + spec.rows_per_sequence
     about = {
         "name": run.path.name,
-        "model": cfg.model.name,
+        "model": "/".join(
+            Path(cfg.model.name).parts[-2:]
+        ),  # of a Hub name all, of a folder the end
         "n_tokens": spec.n_rows,
         "decoded": CONVENTION if causal else None,
         "not_decoded": None if causal else _not_decoded(cfg),

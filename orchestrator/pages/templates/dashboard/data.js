@@ -53,7 +53,11 @@ strata.visible = (text) => {
   return shown.trim() === "" ? shown.replaceAll(" ", "␣") : shown;
 };
 
-strata.chip = (text) => strata.el("bdi", { class: "token chip" }, strata.visible(text));
+/* A token that stands alone; long indentation in short. */
+strata.chip = (text) => {
+  const shown = strata.visible(text).replace(/ {4,}|␣{4,}/g, (spaces) => `␣×${spaces.length}`);
+  return strata.el("bdi", { class: "token chip" }, shown);
+};
 
 strata.number = (value) => {
   if (value === 0) return "0";

@@ -18,7 +18,7 @@ strata.route = () => {
   const listed = isOther ? strata.updateList() : Promise.resolve();
   if (j !== null) {
     document.getElementById("latent").replaceChildren(strata.el("p", { class: "soft" }, "Loading ..."));
-    listed.then(() => strata.showLatent(group, j)).then(() => document.getElementById("latent").focus());
+    listed.then(() => strata.showLatent(group, j)).then(() => document.getElementById("latent").focus({ preventScroll: true }));
     scrollTo(0, 0);
   } else {
     listed.then(() => {

@@ -4,7 +4,8 @@
 /* 1 for each latent that is found. */
 strata.search = async (group, index, query, where) => {
   const found = new Uint8Array(group.n_latents);
-  const wanted = query.toLowerCase();
+  // A field can't hold new lines or tabs; their signs on the page stand for them.
+  const wanted = query.toLowerCase().replaceAll("↵", "\n").replaceAll("⇥", "\t");
   if (where === "all" || where === "number") {
     const number = /^\s*#?(\d+)\s*$/.exec(query);
     if (number && Number(number[1]) < found.length) found[Number(number[1])] = 1;
