@@ -89,7 +89,6 @@ def dashboard(args: Namespace) -> None:
     """Write the dashboard of a finished run, or what of it is missing."""
     from orchestrator import run_lock
     from orchestrator.run_directory import RunDirectory
-    from orchestrator.stages.dashboard import dashboard
 
     cfg = config_file.load(args.config, args.overrides)
     directory = RunDirectory.of(cfg)
@@ -97,6 +96,8 @@ def dashboard(args: Namespace) -> None:
         raise UserError(
             f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"
         )
+    from orchestrator.stages.dashboard import dashboard  # which brings in torch and Ray: seconds
+
     run_lock.hold(directory.path)
     page = dashboard(directory, cfg, _console())
     _console().print(f"Dashboard: {page}", soft_wrap=True, highlight=False)

@@ -90,6 +90,7 @@ def strings(text: dict[str, Any], ids: list[int]) -> str:
     return "".join(text["strings"][i] for i in ids)
 
 
+@pytest.mark.crash
 def test_what_is_there_is_left_and_what_another_autoencoder_made_is_made_again(
     made: tuple[Path, str], tmp_path: Path, finished: tuple[Path, str]
 ):
