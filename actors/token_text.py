@@ -10,7 +10,8 @@ _REPLACEMENT = "\ufffd"  # what decoders give for bytes that are no text
 class TokenText:
     """The text of single tokens as it stands inside a text, with the space that a token opens with.
 
-    A token that is only part of a character has no text: its name in the vocabulary stands for it.
+    A token that is only part of a character has no text: its name in the vocabulary stands for
+    it, in ⟨ ⟩.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -31,7 +32,7 @@ class TokenText:
         alone = self._decoded([[i] for i in ids])
         names = self._tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            str(name) if _REPLACEMENT in one else self._without_anchor(two, one)
+            f"⟨{name}⟩" if _REPLACEMENT in one else self._without_anchor(two, one)
             for two, one, name in zip(after, alone, names, strict=True)
         ]
 

@@ -42,14 +42,13 @@ class Unembedding:
         """Watch the model read two tokens, to see which modules come after its blocks.
 
         Args:
-            model: A causal one, with its head.
+            model: A causal one, with its head; these modules of it become float32.
 
         Raises:
             InputError: If no module makes logits after the last block.
         """
-        self._modules = _after_blocks(model.transformer)
+        self._modules = [module.float() for module in _after_blocks(model.transformer)]
         self._device = next(self._modules[-1].parameters()).device
-        self._dtype = next(self._modules[-1].parameters()).dtype
 
     @classmethod
     def of(cls, source: ModelSource, device: str = "cpu") -> "Unembedding":
@@ -67,9 +66,9 @@ class Unembedding:
         """The `n` tokens that each direction raises most, of the ids below `vocabulary`."""
         found = []
         for rows in directions.split(max(1, _LOGITS_AT_ONCE // vocabulary)):
-            unit = F.normalize(rows.to(self._device, self._dtype), dim=1)
+            unit = F.normalize(rows.to(self._device).float(), dim=1)
             z = unit * unit.shape[1] ** 0.5  # of usual size, so that a norm's epsilon is nothing
-            logits = ((self._logits(z) - self._logits(-z)) / 2)[:, :vocabulary].float()
+            logits = ((self._logits(z) - self._logits(-z)) / 2)[:, :vocabulary]
             found.append([part.cpu() for part in logits.topk(min(n, logits.shape[1]), dim=1)])
         values, ids = zip(*found, strict=True)
         return DecodedTokens(torch.cat(values), torch.cat(ids))

@@ -46,7 +46,7 @@ def test_a_part_of_a_character_is_named_by_the_vocabulary():
     tokenizer = wrapped(with_bytes())
     ids = tokenizer("é", add_special_tokens=False).input_ids
     assert len(ids) == 2
-    assert TokenText(tokenizer).of(ids) == tokenizer.convert_ids_to_tokens(ids)
+    assert TokenText(tokenizer).of(ids) == [f"⟨{t}⟩" for t in tokenizer.convert_ids_to_tokens(ids)]
 
 
 @pytest.mark.parametrize("ids", [[], [0], [0, 0]])

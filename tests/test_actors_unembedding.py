@@ -56,6 +56,17 @@ def test_biases_and_the_length_of_a_direction_change_nothing(tmp_path, monkeypat
     assert bool((before.logits.diff(dim=1) <= 0).all())
 
 
+def test_a_model_in_half_precision_ranks_in_float32(tmp_path):
+    source = ModelSource(name=str(random_model(tmp_path)), dtype="bfloat16")
+    transformer = LanguageModel(source, head=True).transformer
+    weight = transformer.get_output_embeddings().weight.float()
+    gain = transformer.get_submodule(NORMS["gpt_neox"]).weight.float()
+    rows = torch.randn(20, D_MODEL)
+    wanted = ((F.layer_norm(rows, [D_MODEL]) * gain) @ weight.T).topk(5)
+    found = Unembedding.of(source).top_tokens(rows, 5, VOCABULARY)
+    assert torch.equal(found.ids, wanted.indices)
+
+
 def test_of_few_tokens_all_are_given(tmp_path):
     source = ModelSource(name=str(random_model(tmp_path)))
     found = Unembedding.of(source).top_tokens(torch.randn(2, D_MODEL), 8, 3)

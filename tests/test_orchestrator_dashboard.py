@@ -1,6 +1,7 @@
 """The dashboard's pages in Chromium: a planted example, in which every text is hostile."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +81,27 @@ def planted() -> LatentReport:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dashboard of two groups, the second without decoded tokens in its list."""
-    folder, text = tmp_path_factory.mktemp("dashboard"), texts()
-    ids = token_ids()
+    return written(tmp_path_factory.mktemp("dashboard"), planted())
+
+
+def written(folder: Path, report: LatentReport) -> Path:
+    """A dashboard of one group."""
+    text, ids = texts(), token_ids()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "BLOCK_TOKENS", 2 * CONTEXT)  # two blocks
         for block, span in enumerate((slice(0, 2), slice(2, 3))):
             pages.write_text(folder, block, np.array([4, 7, 8])[span], ids[span], text)
-        entry = pages.write_group(folder, 3, planted(), ids, ids.astype(np.uint32) + 100, text)
-        sizes = {"context": CONTEXT, "n_sequences": N_SEQUENCES, "block": 2, "not_decoded": None}
+        entry = pages.write_group(folder, 3, report, ids, ids.astype(np.uint32) + 100, text)
+        sizes = {"context": CONTEXT, "n_sequences": N_SEQUENCES, "block": 2}
+        no = None if report.decoded else "An encoder <i>decodes</i> nothing"
         about = {
             "name": "<b>demo</b>",
             "model": "</title><script>window.harmed=1</script>",
             "n_tokens": N_PLACES,
-            "decoded": "By <i>logit lens</i>",
-            "not_decoded": None,
+            "decoded": "By <i>logit lens</i>" if report.decoded else None,
+            "not_decoded": no,
         }
-        pages.write_pages(folder, {**sizes, "groups": [entry]}, about)
+        pages.write_pages(folder, {**sizes, "not_decoded": no, "groups": [entry]}, about)
     return folder
 
 
@@ -274,6 +279,20 @@ def test_nothing_overflows_on_a_phone(page: Any, folder: Path, at: str):
     resized(page, 390, 844)
     width = page.execute_script("return document.documentElement.scrollWidth")
     assert width == page.execute_script("return innerWidth") == 390
+
+
+def test_an_encoders_latents_have_no_decoded_tokens_and_the_page_says_so(
+    browser: Any, tmp_path: Path
+):
+    page = opened(browser, written(tmp_path, replace(planted(), decoded=None)))
+    assert "decoded tokens" not in texts_of(page, "thead")[0]
+    assert "An encoder <i>decodes</i> nothing" in texts_of(page, "dl")[0]
+    assert searched(page, "proto", "all") == searched(page, "proto", "contexts") != []
+    open_latent(page, 3)
+    assert texts_of(page, "#latent section:nth-of-type(3) p") == [
+        "An encoder <i>decodes</i> nothing"
+    ]
+    assert len(texts_of(page, "#latent section:nth-of-type(4) tbody tr")) == 3
 
 
 def test_a_missing_data_file_is_named(browser: Any, folder: Path, tmp_path: Path):
