@@ -45,7 +45,7 @@ clean:
 	rm -rf .venv runs
 
 # Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
-.PHONY: bench-training bench-quality bench-store bench-sweep bench-progressive
+.PHONY: bench-training bench-quality bench-store bench-sweep bench-progressive bench-dashboard
 bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
@@ -60,3 +60,6 @@ bench-sweep: $(READY)  ## Early stopping against the full grid; Ray Tune, actors
 
 bench-progressive: $(READY)  ## One dictionary at many sizes: sorted pruning, Matryoshka prefixes, power laws
 	$(BIN)/python -m benchmarks.progressive $(ARGS)
+
+bench-dashboard: $(READY)  ## The dashboard of 65,536 latents in headless Chromium
+	$(BIN)/python -m benchmarks.dashboard $(ARGS)

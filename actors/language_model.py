@@ -112,6 +112,11 @@ class LanguageModel:
         # What comes after a block leaves its output alone; inside a block a sum may be in place.
         self._copy = source.site != "residual" or source.hook_points is not None
 
+    @property
+    def transformer(self) -> PreTrainedModel:
+        """The model of transformers itself, with its head if that was asked for."""
+        return self._model
+
     @torch.inference_mode()
     def activations(
         self, ids: Int64[Tensor, "sequences context"], layers: Iterable[int]

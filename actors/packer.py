@@ -60,8 +60,7 @@ class Packer:
         self._name = model.name
         self._backend = self._tokenizer.backend_tokenizer
         self._opener, self._closer = document_edges(self._tokenizer)
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        digest = fingerprint(self._tokenizer)
         named = ("bos_token", "eos_token", "pad_token", "cls_token", "sep_token")
         ids = {_id(self._tokenizer, getattr(self._tokenizer, name)) for name in named}
         self.spec = TokenSpec(
@@ -69,7 +68,7 @@ class Packer:
             first_position=int(self._opener is not None),
             separator_id=self._closer if self._opener is None else self._opener,
             special_ids=tuple(sorted(i for i in ids if i is not None)),
-            tokenizer=hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16],
+            tokenizer=digest,
         )
 
     def pack(
@@ -221,6 +220,14 @@ def load_tokenizer(model: ModelSource) -> PreTrainedTokenizerFast:
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise InputError(_NO_TOKENIZER.format(name=model.name))
     return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What tells a tokenizer from others; from now on it neither truncates nor pads."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
 
 
 def document_edges(tokenizer: PreTrainedTokenizerFast) -> tuple[int | None, int | None]:

@@ -16,6 +16,7 @@ VERBS = {
     "progressive": "read the winners of a finished run at many dictionary sizes",
     "export": "write autoencoders of a run as folders that SAELens, sparsify or dictionary_learning load",
     "report": "write the HTML report of a finished run",
+    "dashboard": "write pages about every latent of a finished run, and say where they are",
 }
 
 

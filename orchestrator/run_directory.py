@@ -212,6 +212,11 @@ class RunDirectory:
         """The page for people."""
         return self.path / "report" / "index.html"
 
+    @property
+    def dashboard(self) -> Path:
+        """The pages about latents."""
+        return self.path / "dashboard"
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time spent inside to the stage's, also when it is cut short by an exception."""

@@ -136,6 +136,24 @@ def progressive(args: Namespace) -> None:
     progressive_page.show(console, RunDirectory.of(cfg), curves)
 
 
+def dashboard(args: Namespace) -> None:
+    """Write the dashboard of a finished run, or what of it is missing."""
+    from orchestrator import run_lock
+    from orchestrator.run_directory import RunDirectory
+
+    cfg = config_file.load(args.config, args.overrides)
+    directory = RunDirectory.of(cfg)
+    if not directory.summary.is_file():
+        raise UserError(
+            f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"
+        )
+    from orchestrator.stages.dashboard import dashboard  # which brings in torch and Ray: seconds
+
+    run_lock.hold(directory.path)
+    page = dashboard(directory, cfg, _console())
+    _console().print(f"Dashboard: {page}", soft_wrap=True, highlight=False)
+
+
 def runs(args: Namespace) -> None:
     """List the runs in MLflow, or their trials."""
     from orchestrator.tracking import queries

@@ -2,8 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+_TABLE_ENTRIES = 2**24
+"""Cosines that are in memory at once."""
 
 
 def cosines(
@@ -51,3 +54,22 @@ def effective_rank(rows: Float[Tensor, "rows d_model"]) -> float:
         )
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
+
+
+def nearest_rows(
+    rows: Float[Tensor, "rows d_model"], n: int
+) -> tuple[Float[Tensor, "rows n"], Int[Tensor, "rows n"]]:
+    """Of each row the `n` others of largest cosine, falling: their cosines, and which they are.
+
+    Signed: a row that points the other way is the farthest. Of fewer than n + 1 rows all others.
+    """
+    unit = F.normalize(rows.detach(), dim=1)
+    n = min(n, len(unit) - 1)
+    found = []
+    for start in range(0, len(unit), step := max(1, _TABLE_ENTRIES // len(unit))):
+        table = unit[start : start + step] @ unit.T
+        own = torch.arange(len(table), device=table.device)
+        table[own, start + own] = -torch.inf
+        found.append(table.topk(n, dim=1))
+    values, indices = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(indices)

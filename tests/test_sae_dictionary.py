@@ -2,8 +2,9 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from sae.dictionary import cosines, dictionary_mcc, effective_rank, mmcs
+from sae.dictionary import cosines, dictionary_mcc, effective_rank, mmcs, nearest_rows
 
 
 def test_a_shuffled_and_flipped_dictionary_is_the_same():
@@ -29,3 +30,23 @@ def test_effective_rank_of_equal_directions_is_their_number():
     assert effective_rank(torch.ones(5, 3)) == pytest.approx(1)
     with pytest.raises(ValueError, match="all zero"):
         effective_rank(torch.zeros(3, 3))
+
+
+def test_nearest_rows_are_those_of_a_loop_over_all_pairs(monkeypatch):
+    monkeypatch.setattr("sae.dictionary._TABLE_ENTRIES", 50)  # several blocks
+    rows = torch.randn(30, 5) * torch.rand(30, 1)
+    rows[3] = -rows[4]  # opposite is far
+    values, indices = nearest_rows(rows, 4)
+    for i in range(30):
+        others = {
+            j: float(F.cosine_similarity(rows[i], rows[j], dim=0)) for j in range(30) if j != i
+        }
+        best = sorted(others, key=lambda j: -others[j])[:4]
+        assert indices[i].tolist() == best
+        assert values[i].tolist() == pytest.approx([others[j] for j in best], abs=1e-5)
+
+
+def test_nearest_rows_of_few_are_all_others():
+    values, indices = nearest_rows(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 8)
+    assert (values.tolist(), indices.tolist()) == ([[0.0], [0.0]], [[1], [0]])
+    assert nearest_rows(torch.ones(1, 3), 8)[1].shape == (1, 0)
