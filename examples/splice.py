@@ -89,7 +89,9 @@ def next_token_loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Which latent matters most, and what happens without it."
+    )
     parser.add_argument("run", type=Path, help="directory of a finished run")
     folder = parser.parse_args().run
     if not (folder / "summary.json").is_file():
