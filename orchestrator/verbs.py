@@ -126,14 +126,16 @@ def report(args: Namespace) -> None:
 
 
 def progressive(args: Namespace) -> None:
-    """Read every winner of a finished run at many dictionary sizes."""
+    """Read every winner of a finished run at many dictionary sizes, and write its report again with them."""
     from orchestrator.pages import progressive_page
+    from orchestrator.pages.report import rewrite_report
     from orchestrator.run_directory import RunDirectory
     from orchestrator.stages.progressive import progressive
 
     cfg, console = config_file.load(args.config, args.overrides), _console()
-    curves = progressive(cfg, args.sequences, console)
-    progressive_page.show(console, RunDirectory.of(cfg), curves)
+    curves, directory = progressive(cfg, args.sequences, console), RunDirectory.of(cfg)
+    rewrite_report(directory)
+    progressive_page.show(console, directory, curves)
 
 
 def dashboard(args: Namespace) -> None:

@@ -67,7 +67,7 @@ def write_report(
     """
     config = run.config.read_text()
     cfg = yaml.safe_load(config)
-    cards = _if_there(run.path / "cards.json")
+    cards = _if_there(run.cards)
     drawn = _figures(run, results, data, cards)
     early = {
         "distances.png": groups.distance_matrix(stage.report, stage.grouping),

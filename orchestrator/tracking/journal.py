@@ -47,6 +47,10 @@ class Journal:
             for name, (value, taken) in self._data["metrics"].items()
         ]
 
+    def metric(self, name: str) -> float:
+        """A figure of the whole run as it was noted last, 0 if it never was."""
+        return self._data["metrics"].get(name, [0.0])[0]
+
     def note_stage(
         self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> dict[str, Any]:

@@ -153,7 +153,8 @@ class Tracker:
             self._system.stop()
             if status in ("FINISHED", "SCHEDULED"):
                 self._speaker.flush()
-                self.metrics({"tracking_cpu_seconds": round(self._speaker.cpu_seconds, 3)})
+                spent = self._journal.metric("tracking_cpu_seconds") + self._speaker.cpu_seconds
+                self.metrics({"tracking_cpu_seconds": round(spent, 3)})
             for left_off in self._at_work.values():
                 self._speaker.tell(lambda tell=left_off: tell(status))
             self._speaker.tell(lambda: self._tree.end(self._parent, status))
