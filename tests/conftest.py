@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,12 +23,6 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     MPLBACKEND="Agg",
 )
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several workers (`make test`), one of them does all that look at the finished run: it is made once."""
-    if "finished" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +45,19 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that nothing interrupted: its configuration, and what it printed."""
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> tuple[Path, str]:
+    """A run that nothing interrupted: its configuration, and what it printed.
+
+    Made once, by whichever of pytest's workers needs it first; no test may change it.
+    """
     from tests.runs import strata, write_config
 
-    config = write_config(tmp_path_factory.mktemp("finished"))
-    status, output = strata("run", config)
-    assert status == 0, output
-    return config, output
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    config, printed = folder / "run.yaml", folder / "printed.txt"
+    with FileLock(f"{folder}.lock"):
+        if not printed.is_file():
+            status, output = strata("run", write_config(folder), timeout=900)
+            assert status == 0, output
+            printed.write_text(output)
+    return config, printed.read_text()

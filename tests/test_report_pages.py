@@ -108,12 +108,14 @@ def sizes(trial: str, layer: int) -> dict[str, Any]:
         {"size": size, "fvu": 8 / size, "rsa": 0.9, "l0": 7.0, "ce": 3.5, "ce_recovered": 0.9}
         for size in (16, 64, 256)
     ]
-    law = {"exponent": 1.0, "r_squared": 0.99, "first_rank": 1, "last_rank": 100}
+    law = {"factor": 1.0, "exponent": 1.0, "r_squared": 0.99, "exponential_r_squared": 0.9}
+    law |= {"first_rank": 1, "last_rank": 100}
     law |= {"ranks": [1, 10, 100], "values": [1.0, 0.1, 0.01]}
     return {
         "version": 1,
         "trial": trial,
         "layer": layer,
+        "n_tokens": 510,
         "curves": dict.fromkeys(("energy", "frequency", "decoder", "random"), curve),
         "power_laws": {"energy": law, "frequency": law, "spectrum": None},
     }

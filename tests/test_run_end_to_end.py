@@ -146,6 +146,7 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     assert {a.path for a in client.list_artifacts(parent.info.run_id, "figures")} == {
         *("figures/distances.png", "figures/dendrogram.png", "figures/amad.png"),
         *("figures/fvu_against_l0.png", "figures/pareto.html", "figures/training_curves.png"),
+        *("figures/fidelity.png", "figures/latent_frequencies.png", "figures/cost.png"),
         *("figures/dead_latents.png", "figures/stage_seconds.png", "figures/load.png"),
     }
 
@@ -155,7 +156,7 @@ def test_the_report_holds_every_figure_and_can_be_written_again(
 ):
     page = run_dir / "report" / "index.html"
     text = page.read_text()
-    assert len(re.findall('<img src="data:image/(png|svg[+]xml);base64,', text)) == 7
+    assert len(re.findall('<img src="data:image/(png|svg[+]xml);base64,', text)) == 10
     assert text.count('id="pareto"') == text.count('id="parallel"') == 1
     assert not re.search(r"<(script|link|img)[^>]* (src|href)=.?http", text)
     assert len(text) < 10e6

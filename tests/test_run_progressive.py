@@ -41,6 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
+@pytest.mark.crash
 @pytest.mark.timeout(900)
 def test_what_a_kill_left_is_kept_and_the_rest_is_made(copied: Path):
     config = copied.parents[1] / "run.yaml"
