@@ -10,8 +10,9 @@ from actors.errors import InputError
 from actors.fidelity import LayerFidelity, reconstruction_quality
 from actors.language_model import LanguageModel, describe
 from actors.model_source import ModelSource
+from actors.saved import load_autoencoder
 from actors.splice import constant, reconstruction, zero
-from sae import checkpoint, metrics
+from sae import metrics
 from storage.hygiene import RowFilter
 from storage.places import Location
 from storage.tokens import TokenStore
@@ -99,16 +100,10 @@ class Evaluator:
         Raises:
             InputError: If it was made for another width, or zeros in place of the layer's
                 activations don't harm the model.
-            ValueError: If the folder holds no autoencoder, or it has no scale for the layer.
+            ValueError: If the autoencoder has no scale for the layer.
             StoreError: If the validation store lacks the layer or a shard.
         """
-        sae, _ = checkpoint.load(sae_folder, self._device)
-        d_model = self._model.shape.d_model
-        if sae.d_model != d_model:
-            raise InputError(
-                f"the autoencoder in {sae_folder} reads activations of width {sae.d_model}, and "
-                f"the model's have {d_model}; evaluate it with the model it was trained on"
-            )
+        sae = load_autoencoder(sae_folder, self._device, self._model.shape.d_model)
         quality = reconstruction_quality(sae, self._validation, [layer], self._row_filter)
         of_layer = quality.layers[layer]
         fidelity = {field.name: getattr(of_layer, field.name) for field in fields(of_layer)}

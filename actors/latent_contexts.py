@@ -12,8 +12,8 @@ from torch import Tensor
 from actors.errors import InputError
 from actors.language_model import describe
 from actors.model_source import ModelSource
+from actors.saved import load_autoencoder
 from actors.unembedding import DecodedTokens, Unembedding
-from sae import checkpoint
 from sae.dictionary import nearest_rows
 from sae.latent_statistics import LatentStatistics
 from sae.top_activations import TopActivations
@@ -91,16 +91,11 @@ class LatentContexts:
 
         Raises:
             InputError: If it was made for another width, or the row filter keeps no row of a layer.
-            ValueError: If the folder holds no autoencoder, or it has no scale for a layer.
+            ValueError: If the autoencoder has no scale for a layer.
             StoreError: If the store lacks a layer or a shard.
         """
-        sae, _ = checkpoint.load(sae_folder, self._device)
         spec = self._store.spec
-        if sae.d_model != spec.d_model:
-            raise InputError(
-                f"the autoencoder in {sae_folder} reads activations of width {sae.d_model}, and "
-                f"{self._store.place} has rows of {spec.d_model}; give the store of its own run"
-            )
+        sae = load_autoencoder(sae_folder, self._device, spec.d_model)
         statistics = LatentStatistics(sae.cfg.d_sae, layers)
         context = spec.first_position + spec.rows_per_sequence
         top = TopActivations(sae.cfg.d_sae, N_CONTEXTS, context, BEFORE, AFTER)

@@ -14,8 +14,8 @@ from actors.fidelity import kept_rows
 from actors.language_model import LanguageModel, describe
 from actors.model_source import ModelSource
 from actors.progressive_report import CurvePoint, ImportanceLaw, ProgressiveReport
+from actors.saved import load_autoencoder
 from actors.splice import Replacement
-from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
 from sae.config import SaeConfig
 from sae.metrics import LatentCounts, ReconstructionMetrics
@@ -167,15 +167,7 @@ class ProgressiveCoder:
         )
 
     def _rank(self, folder: Path, layers: tuple[int, ...]) -> _Ranked:
-        try:
-            sae, _ = checkpoint.load(folder, self._device)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        if sae.d_model != self._d_model:
-            raise InputError(
-                f"the autoencoder in {folder} reads activations of width {sae.d_model}, and the "
-                f"model's have {self._d_model}; read it with the model it was trained on"
-            )
+        sae = load_autoencoder(folder, self._device, self._d_model)
         counts = LatentCounts(sae.cfg.d_sae)
         for layer in layers:
             for x in self._rows(self._pilot, layer, IMPORTANCE_ROWS):

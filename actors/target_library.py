@@ -41,7 +41,7 @@ def interpreter_of(kind: str, given: Path | None) -> Path | None:
             f"--python {given} can't be run; give the interpreter of an environment that has {kind}, such as "
             "ENVIRONMENT/bin/python"
         )
-    return given
+    return Path(os.path.abspath(given))  # not resolved: that of an environment is a link
 
 
 @contextmanager
@@ -77,6 +77,11 @@ def by_library(
             raise InputError(
                 f"{kind} in {python} could not load what was written ({said}); nothing was kept: give a "
                 f"Python that has {kind} and safetensors, or export without --python"
+            )
+        if not all((scratch / f"out-{i}.safetensors").is_file() for i in range(len(jobs))):
+            raise InputError(
+                f"{python} ended without an answer, so it is no Python that has {kind}; nothing was kept: give the "
+                "interpreter of an environment that has it"
             )
         yield (_answer(scratch / f"out-{i}.safetensors") for i in range(len(jobs)))
 

@@ -48,6 +48,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(
             f"{file} holds no settings; see docs/configuration.md for what it must hold"
         )
+    if path.is_dir():
+        raw["run_dir"] = str(path.resolve())  # it may have been moved or copied
     for override in overrides:
         _apply(raw, override)
     cfg = parse(raw, str(file))

@@ -258,18 +258,22 @@ class BaselineDirectory(RunDirectory):
         return self.path / "baselines" / "evaluations"
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of a run holds.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """What a JSON file of a run holds: an object, or what `kind` says.
 
     Raises:
         UserError: If it is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        fault = None if isinstance(data, kind) else f"it holds no {kind.__name__}"
     except ValueError as error:
+        data, fault = None, str(error)
+    if fault:
         raise UserError(
-            f"{path} is damaged ({error}); delete it, and the same command makes it again"
-        ) from None
+            f"{path} is damaged ({fault}); delete it, and the same command makes it again"
+        )
+    return data
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -298,8 +298,10 @@ def test_fidelity_of_a_group_joins_its_layers(run, row_filter):
 
 def test_an_autoencoder_of_another_width_is_refused(model, run, row_filter, tmp_path):
     sae = SparseAutoencoder(SaeConfig(d_model=D_MODEL + 1, d_sae=8, k=2), {1: 1.0})
-    with pytest.raises(InputError, match="activations of width 17, and the model's have 16"):
+    with pytest.raises(InputError, match="width 17, and those of the run's model have 16"):
         evaluator(model, run, row_filter).evaluate(saved(sae, tmp_path / "sae"), 1)
+    with pytest.raises(InputError, match="does not exist"):
+        evaluator(model, run, row_filter).evaluate(tmp_path / "nothing", 1)
 
 
 def test_a_layer_that_costs_nothing_to_ablate_is_reported(model, run, row_filter, tmp_path):

@@ -158,8 +158,12 @@ def test_the_store_names_a_place_by_the_rank_of_its_sequence(run):
 
 def test_an_autoencoder_of_another_width_is_refused(run, row_filter, tmp_path):
     latents = LatentContexts(run[0], 50, run[1] / "validation.zarr", row_filter)
-    with pytest.raises(InputError, match=f"reads activations of width 9, and .* rows of {D_MODEL}"):
+    with pytest.raises(InputError, match=f"width 9, and those of the run's model have {D_MODEL}"):
         latents.report(saved(tmp_path, d_model=9), LAYERS)
+    weights = tmp_path / "sae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        latents.report(tmp_path, LAYERS)
 
 
 def test_a_filter_that_keeps_nothing_is_refused(run, tmp_path):

@@ -237,7 +237,7 @@ def test_an_encoder_only_model_has_no_cross_entropy(coder, tmp_path):
 def test_what_is_no_autoencoder_of_this_model_is_refused(coder, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         coder.read(tmp_path / "nothing", LAYERS, LAYER)
-    with pytest.raises(InputError, match="width 16, and the model's have 128"):
+    with pytest.raises(InputError, match="width 16, and those of the run's model have 128"):
         coder.read(saved(tmp_path / "narrow", d_model=16), LAYERS, LAYER)
 
 

@@ -175,6 +175,14 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, expecte
     assert expected in complaint(tmp_path, text)
 
 
+def test_a_run_that_was_moved_is_where_it_is_now(tmp_path: Path):
+    run = tmp_path / "moved"
+    run.mkdir()
+    (run / "config.yaml").write_text(changed())
+    assert config_file.load(run).run_dir == run
+    assert config_file.load(run / "config.yaml").run_dir != run
+
+
 def test_a_missing_file_is_named_with_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=r"no\.yaml does not exist.*examples/demo\.yaml"):

@@ -133,6 +133,10 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path):
     (tmp_path / "groups.json").write_text("{")
     with pytest.raises(UserError, match=r"groups\.json is damaged .* delete it, and the same"):
         read_json(tmp_path / "groups.json")
+    (tmp_path / "groups.json").write_text("[]")
+    with pytest.raises(UserError, match=r"groups\.json is damaged \(it holds no dict\)"):
+        read_json(tmp_path / "groups.json")
+    assert read_json(tmp_path / "groups.json", list) == []
 
 
 HOLDER = """

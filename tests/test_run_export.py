@@ -1,6 +1,7 @@
 """`strata export` and `strata evaluate --sae` on a finished run: what they write, and what they refuse."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(run, ca
         (("--to", "sae_lens", "--trial", dense, "--distil"), "dense already"),
         (("--to", "sae_lens", "--trial", "g9"), "no finished trial of that name"),
         (("--to", "sae_lens", "--python", "/nowhere/python"), "can't be run"),
+        (("--to", "sae_lens", "--trial", dense, "--python", "/bin/true"), "without an answer"),
     ):
         status, told = strata("export", run, *options, capsys=capsys)
         assert (status, words in told, "Traceback" in told) == (2, True, False), told
@@ -155,12 +157,17 @@ def test_an_autoencoder_of_another_model_is_refused(run, tmp_path, capsys):
     shutil.copytree(silent, damaged)
     (damaged / "ae.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     layer = ("--layer", str(layers[0]))
+    infinite = tmp_path / "infinite"
+    broken = folded(sae, layers[0])
+    broken.w_dec.data[0, 0] = math.nan
+    FORMATS["safetensors"].write(infinite, broken, ABOUT)
     for folder, options, words in (
         (narrow, (), "reads activations of width 16"),
         (other, (), "trained on owner/other"),
         (silent, (), "do not say which layer"),
         (silent, ("--layer", "99"), "the run's validation rows are of layers"),
         (damaged, layer, "nothing of it ran"),
+        (infinite, layer, "numbers that are not finite (w_dec)"),
         (tmp_path, (), "and no autoencoder"),
     ):
         status, told = strata("evaluate", run, "--sae", folder, *options, capsys=capsys)

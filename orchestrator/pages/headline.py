@@ -67,7 +67,7 @@ def _saved(cards: Mapping[str, Any]) -> str:
         "training FLOPs"
     )
     if against is None:
-        return f"{saved}; what it costs in fidelity is known after `strata evaluate --baselines`."
+        return f"{saved}; what it costs in fidelity is known after: strata evaluate --baselines."
     told = f"{saved} and costs {100 * against['ev_lost']:.2f} points of explained variance"
     if against["ce_recovered_lost"] is not None:
         told += f" and {100 * against['ce_recovered_lost']:.2f} points of cross-entropy recovered"

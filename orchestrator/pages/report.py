@@ -98,7 +98,7 @@ def write_report(
         parallel=interactive.part(parallel(results), "parallel", FOLLOW),
         images={Path(name).stem: image(figure) for name, figure in {**early, **drawn}.items()},
         time=bottlenecks(run, results),
-        calls=_if_there(run.environment) or [],
+        calls=_if_there(run.environment, list) or [],
         config=config,
     )  # fmt: skip
     write_atomically(run.report, page)
@@ -162,8 +162,8 @@ def _number(value: Any, digits: int = 4) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def _if_there(file: Path) -> Any:
-    return read_json(file) if file.is_file() else None
+def _if_there(file: Path, kind: type = dict) -> Any:
+    return read_json(file, kind) if file.is_file() else None
 
 
 def _natural(file: Path) -> list[int]:

@@ -75,7 +75,9 @@ def export(cfg: RunConfig, options: ExportOptions, console: Console) -> list[Pat
             drafts.append(exporter.draft(trial, saes[trial], layer, folder))
             progress.advance(1, f"{trial} layer {layer}")
         if python is not None:
-            console.print(f"export    {options.to} in {python} loads them", highlight=False)
+            console.print(
+                f"export    they are read again by {options.to} in {python}", highlight=False
+            )
         _finish(exporter, drafts, saes, python)
     return [root / trial / f"layer-{layer}" for trial, layer in pairs]
 

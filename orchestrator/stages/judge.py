@@ -1,6 +1,7 @@
 """Someone's autoencoder, judged on a run's model and validation rows exactly as the run's own are."""
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -72,6 +73,12 @@ def judge(
         raise
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
+    broken = [name for name, values in sae.state_dict().items() if not values.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{folder} holds numbers that are not finite ({', '.join(broken)}); it can't be judged: get it again "
+            "from where it came"
+        )
     _refuse_another_model(said, sae, cfg, tokens.spec.tokenizer, stored.d_model, same_model, folder)
     device = "cuda" if cfg.compute.gpus_per_actor and torch.cuda.is_available() else "cpu"
     row_filter = load_groups(run).row_filter
@@ -82,6 +89,11 @@ def judge(
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint.save(scratch, sae)
         report = asdict(evaluator.evaluate(Path(scratch), layer))
+    if not all(math.isfinite(v) for v in report.values() if isinstance(v, float)):
+        raise UserError(
+            f"{folder} gives reconstructions beyond all numbers on layer {layer} (FVU {report['fvu']}); there is "
+            "nothing to compare: check that it was made for activations of this model and layer"
+        )
     where = folder.resolve()
     name = f"{where.name}-{hashlib.sha256(str(where).encode()).hexdigest()[:8]}-layer-{layer}.json"
     file = run.evaluations / "foreign" / name

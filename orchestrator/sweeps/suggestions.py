@@ -61,7 +61,7 @@ class Suggestions(Searcher):
         """Trials of the whole sweep."""
         self.trials: list[Trial] = []
         """Those suggested so far, in that order."""
-        self._kept: list[dict[str, Any]] = read_json(file) if file.is_file() else []
+        self._kept: list[dict[str, Any]] = read_json(file, list) if file.is_file() else []
         self._places: dict[str, tuple[_Study, int]] = {}
         by_key = {(study.group, study.k): study for study in self._studies}
         for entry in self._kept:

@@ -22,7 +22,7 @@ _PACKAGES = (
 def note_environment(file: Path) -> None:
     """Add what is there now to `environment.json`, if the call before was made in another."""
     now = environment()
-    calls = read_json(file) if file.is_file() else []
+    calls = read_json(file, list) if file.is_file() else []
     if not calls or {**calls[-1], "since": None} != {**now, "since": None}:
         write_json(file, [*calls, now])
 
