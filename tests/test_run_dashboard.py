@@ -145,9 +145,11 @@ def test_a_browser_finds_latents_by_the_text_of_their_contexts_and_shows_it(
         script = "const f = arguments[0]; strata.updateList().then(() => f(strata.list.order))"
         assert sorted(driver.execute_async_script(script)) == holding
         assert 0 < len(holding) < len(places)
-        driver.find_element("css selector", "#rows a").click()
+        # In one step: the list may be drawn anew between finding a line and clicking it.
+        driver.execute_script("document.querySelector('#rows a').click()")
+        texts = "[...document.querySelectorAll('ol.contexts .text')].map(e => e.textContent)"
         shown = wait_for(
-            lambda: [e.text for e in driver.find_elements("css selector", "ol.contexts .text")],
+            lambda: driver.execute_script(f"return {texts}"),
             "the contexts",
         )
         assert any(wanted in line.lower() for line in shown)

@@ -143,11 +143,12 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
         assert len(steps) >= 10
         assert sorted(set(steps)) == sorted(steps)
         assert {a.path for a in client.list_artifacts(trial.info.run_id)} == {"sae"}
-    assert {a.path for a in client.list_artifacts(parent.info.run_id, "figures")} == {
+    told = {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
+    assert told - {"figures/load.png"} == {  # the load is only drawn of a run that took a minute
         *("figures/distances.png", "figures/dendrogram.png", "figures/amad.png"),
         *("figures/fvu_against_l0.png", "figures/pareto.html", "figures/training_curves.png"),
         *("figures/fidelity.png", "figures/latent_frequencies.png", "figures/cost.png"),
-        *("figures/dead_latents.png", "figures/stage_seconds.png", "figures/load.png"),
+        *("figures/dead_latents.png", "figures/stage_seconds.png"),
     }
 
 
@@ -156,7 +157,7 @@ def test_the_report_holds_every_figure_and_can_be_written_again(
 ):
     page = run_dir / "report" / "index.html"
     text = page.read_text()
-    assert len(re.findall('<img src="data:image/(png|svg[+]xml);base64,', text)) == 10
+    assert len(re.findall('<img src="data:image/(png|svg[+]xml);base64,', text)) in (9, 10)
     assert text.count('id="pareto"') == text.count('id="parallel"') == 1
     assert not re.search(r"<(script|link|img)[^>]* (src|href)=.?http", text)
     assert len(text) < 10e6
