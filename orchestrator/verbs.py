@@ -194,7 +194,8 @@ def _drive(args: Namespace, until: str, with_baselines: bool = False) -> "RunDir
 
         directory = pipeline.run(cfg, until, console, with_baselines)
     if directory.summary.is_file():
-        summary_page.show(console, read_json(directory.summary), read_json(directory.pareto))
+        data = {**read_json(directory.summary), "run_dir": str(directory.path)}  # it may have moved
+        summary_page.show(console, data, read_json(directory.pareto))
     else:
         console.print(f"Done up to {until}. Run: {directory.path}", highlight=False, soft_wrap=True)
     return directory

@@ -108,7 +108,8 @@ def write_report(
 def rewrite_report(run: RunDirectory) -> None:
     """Write the report of a finished run from its files alone."""
     results = [read_json(file) for file in sorted(run.trials.glob("*/result.json"))]
-    write_report(run, load_groups(run), results, read_json(run.summary))
+    data = {**read_json(run.summary), "run_dir": str(run.path)}  # it may have moved
+    write_report(run, load_groups(run), results, data)
 
 
 def _figures(
