@@ -1,12 +1,18 @@
-"""What is known of where a model comes from: its commit, and the licence of its weights."""
+"""What is known of where a model comes from: its commit or a fingerprint of its files, and its licence."""
 
 from pathlib import Path
 
+import xxhash
 from huggingface_hub import ModelCard, hf_hub_download
 from transformers import AutoConfig
 
 from actors.model_source import ModelSource
 from actors.pretrained import load_pretrained
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt")
+SAMPLE_BYTES = 2**20
+SAMPLES = 16
+"""Of a file of weights; one of a large model is not read whole each time."""
 
 
 def revision(source: ModelSource) -> str | None:
@@ -19,6 +25,29 @@ def revision(source: ModelSource) -> str | None:
         return None
     config = load_pretrained(source, AutoConfig.from_pretrained)
     return getattr(config, "_commit_hash", None) or source.revision
+
+
+def weights(source: ModelSource) -> str | None:
+    """Which weights a model has: its commit on the Hub, or a fingerprint of a folder's files.
+
+    The fingerprint is over their names, sizes and samples from begin to end: other weights have another,
+    be their shapes the same.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    if not source.is_local:
+        return revision(source)
+    digest = xxhash.xxh3_64()
+    for path in sorted(p for pattern in WEIGHT_FILES for p in Path(source.name).glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        last = max(0, size - SAMPLE_BYTES)
+        with path.open("rb") as file:
+            for start in sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)}):
+                file.seek(start)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def licence(source: ModelSource) -> str | None:

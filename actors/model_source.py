@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+Site = Literal["residual", "mlp", "attention"]
+SITES: tuple[str, ...] = get_args(Site)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class ModelSource:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Of the weights in memory and of the forward pass; `auto` is what the weights are stored in."""
 
-    site: Literal["residual", "mlp", "attention"] = "residual"
+    site: Site = "residual"
     """What is read of each block: the residual stream after it, or its MLP's or attention's output."""
 
     hook_points: str | None = None

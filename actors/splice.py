@@ -10,7 +10,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 from actors.capture import edited_outputs
 from actors.errors import InputError
 from actors.hook_points import find_hook_points
-from actors.model_source import ModelSource
+from actors.model_source import SITES, ModelSource, Site
 from sae.autoencoder import SparseAutoencoder
 from sae.latents import SparseLatents
 from sae.scaling import LayerScale
@@ -57,8 +56,11 @@ def splice(
     *,
     error_term: bool = False,
     edits: Mapping[int, LatentEdit] | None = None,
-    rows: Bool[Tensor, "sequences context"] | Rows | None = None,
-    site: Literal["residual", "mlp", "attention"] = "residual",
+    rows: Bool[Tensor, "sequences context"]
+    | Bool[np.ndarray, "sequences context"]
+    | Rows
+    | None = None,
+    site: Site = "residual",
     hook_points: str | None = None,
 ) -> Iterator[Spliced]:
     """Inside, reconstructions stand in for the activations of some layers in every forward pass.
@@ -86,6 +88,8 @@ def splice(
             are of another shape than its tokens.
     """
     edits = edits or {}
+    if site not in SITES:
+        raise InputError(f"site: {site!r} is no place in a block; give one of {', '.join(SITES)}")
     text = model.config.get_text_config()
     _check(saes, edits, text.num_hidden_layers, text.hidden_size)
     source = ModelSource(
@@ -218,13 +222,16 @@ def _through(
     return given.detach() + (x_hat - alone.detach()).to(given)  # unedited: x itself, bit for bit
 
 
-def _mask(rows: Tensor | Rows | None, layer: int, output: Tensor) -> Tensor:
+def _mask(rows: Tensor | np.ndarray | Rows | None, layer: int, output: Tensor) -> Tensor:
     """Which of a module's rows are replaced, in the shape of its tokens."""
     tokens = output.shape[:-1]
     if rows is None:
         return torch.ones(tokens, dtype=torch.bool, device=output.device)
-    keep = rows if isinstance(rows, Tensor) else rows(layer, output)
-    if keep.dtype != torch.bool or keep.numel() != tokens.numel():
+    keep = rows(layer, output) if callable(rows) else torch.as_tensor(rows)
+    flat = (
+        len(tokens) == 1 and keep.numel() == tokens.numel()
+    )  # some blocks have no sequences any more
+    if keep.dtype != torch.bool or not (keep.shape == tokens or flat):
         raise InputError(
             f"rows: {tuple(keep.shape)} values of {keep.dtype} do not say which of the "
             f"{tuple(tokens)} tokens of this forward pass are replaced; give one boolean for each"
@@ -239,9 +246,9 @@ def _check(
     d_model: int,
 ) -> None:
     for layer, sae in saes.items():
-        if not 0 <= layer < n_layers:
+        if not isinstance(layer, int) or not 0 <= layer < n_layers:
             raise InputError(
-                f"saes: there is no layer {layer}; the model has {n_layers}, counted from 0; give "
+                f"saes: there is no layer {layer!r}; the model has {n_layers}, counted from 0; give "
                 f"0 to {n_layers - 1}"
             )
         if sae.d_model != d_model:

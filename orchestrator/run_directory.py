@@ -108,6 +108,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def model(self) -> Path:
+        """Which weights it is made with."""
+        return self.path / "model.json"
+
+    @property
     def ring(self) -> Place:
         """Where trials say which shards they need, while there is a disk budget."""
         return place(self.path / "ring")

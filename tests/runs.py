@@ -112,21 +112,28 @@ def strata_in_terminal(
     return process.wait(), output.decode()
 
 
-def kill_when(
+def wait_until(
     process: subprocess.Popen[str], ready: Callable[[], bool], timeout: float = 300
-) -> str:
-    """Kill a process without warning as soon as `ready()`; fails if it ended before. Its output."""
+) -> None:
+    """Wait for `ready()`; fails if the process ended before."""
     deadline = time.monotonic() + timeout
     while not ready():
         if process.poll() is not None:
             output, _ = process.communicate()
             raise AssertionError(
-                f"ended with {process.returncode} before it could be killed:\n{output}"
+                f"ended with {process.returncode} before it came so far:\n{output}"
             )
         if time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f"not ready after {timeout} s:\n{process.communicate()[0]}")
         time.sleep(0.02)
+
+
+def kill_when(
+    process: subprocess.Popen[str], ready: Callable[[], bool], timeout: float = 300
+) -> str:
+    """Kill a process without warning as soon as `ready()`; fails if it ended before. Its output."""
+    wait_until(process, ready, timeout)
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate()
     return output

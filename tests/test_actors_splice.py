@@ -270,10 +270,19 @@ def test_what_does_not_fit_is_refused_before_anything_runs(models, saes, options
     assert not n_hooks(models["gpt2"])
 
 
-def test_a_mask_of_another_shape_is_refused(models, ids):
-    wrong = torch.ones(2, 2, dtype=torch.bool)
+@pytest.mark.parametrize("shape", [(2, 2), (7, 3), (21,)], ids=str)
+def test_a_mask_of_another_shape_is_refused(models, ids, shape):
+    wrong = torch.ones(shape, dtype=torch.bool)
     with (
-        splice(models["gpt2"], {1: autoencoder()}, rows=wrong),
-        pytest.raises(InputError, match=r"rows: \(2, 2\) .* give one boolean for each"),
+        splice(models["gpt2"], {1: autoencoder()}, rows=lambda *_: wrong),
+        pytest.raises(InputError, match=r"rows: .* give one boolean for each"),
     ):
         models["gpt2"](ids)
+
+
+def test_a_mask_may_be_numpys(models, ids):
+    sae, mask = autoencoder(), torch.rand(ids.shape) < 0.5
+    with splice(models["gpt2"], {1: sae}, rows=mask), torch.no_grad():
+        expected = models["gpt2"](ids).logits
+    with splice(models["gpt2"], {1: sae}, rows=mask.numpy()), torch.no_grad():
+        assert models["gpt2"](ids).logits.equal(expected)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from orchestrator.__main__ import main
 from sae import load
@@ -174,14 +175,19 @@ def test_an_autoencoder_of_another_model_is_refused(run, tmp_path, capsys):
         assert (status, words in told, "Traceback" in told) == (2, True, False), told
 
 
-def test_a_tokenizer_that_is_not_the_runs_is_refused(run, tmp_path, capsys):
+def with_its_own_model(run: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of a run and of its model: the two folders."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    model = tmp_path / "model"
+    model, copy = folder / "model", folder / "run"
     shutil.copytree(config["model"]["name"], model)
-    copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("lock", "exports"))
     config["run_dir"], config["model"]["name"] = str(copy), str(model)
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    return copy, model
+
+
+def test_a_tokenizer_that_is_not_the_runs_is_refused(run, tmp_path, capsys):
+    copy, model = with_its_own_model(run, tmp_path)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     first, second = sorted(vocabulary, key=vocabulary.get)[-2:]
@@ -190,3 +196,17 @@ def test_a_tokenizer_that_is_not_the_runs_is_refused(run, tmp_path, capsys):
     status, told = strata("export", copy, "--to", "safetensors", capsys=capsys)
     assert status == 2
     assert "has the fingerprint" in told
+
+
+def test_weights_that_are_not_the_runs_are_refused(run, tmp_path, capsys):
+    copy, model = with_its_own_model(run, tmp_path)
+    (file,) = model.glob("*.safetensors")
+    tensors = load_file(file)
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    save_file({**tensors, name: tensors[name] + 1e-3}, file, {"format": "pt"})
+    (copy / "summary.json").unlink()
+    for command in (("export", copy, "--to", "safetensors"), ("run", copy)):
+        status, told = strata(*command, capsys=capsys)
+        assert (status, "other weights" in told, "Traceback" in told) == (2, True, False), told
+    save_file(tensors, file, {"format": "pt"})
+    assert strata("export", copy, "--to", "safetensors", capsys=capsys)[0] == 0

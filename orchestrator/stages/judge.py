@@ -63,7 +63,7 @@ def judge(
     run = RunDirectory.claim(cfg)
     tokens = TokenStore.open(run.tokens)
     stored = ActivationStore.open(run.validation).spec
-    check_model(cfg, tokens.spec, stored.d_model)
+    check_model(cfg, run, tokens.spec, stored.d_model)
     try:
         kind = recognise(folder)
         said = origin(kind, folder)

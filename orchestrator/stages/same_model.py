@@ -1,17 +1,44 @@
 """Refuses an autoencoder, or a run, that belongs to another model than the one that is there now."""
 
 from actors.language_model import describe
+from actors.model_origin import weights
 from actors.packer import Packer
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
+from orchestrator.run_directory import RunDirectory, read_json, write_json
+from storage.metadata import has_metadata
 from storage.tokens import TokenSpec
 
 
-def check_model(cfg: RunConfig, tokens: TokenSpec, d_model: int) -> None:
-    """Refuse to go on with a model whose width or tokenizer is not what the run recorded.
+def note_weights(cfg: RunConfig, run: RunDirectory) -> None:
+    """Write down which weights a run is made with; refuse others as soon as something was stored of them.
+
+    Raises:
+        UserError: If they are others.
+        InputError: If the model can't be found.
+    """
+    if run.model.is_file() and has_metadata(run.pilot):
+        _refuse_other_weights(cfg, run)
+    else:
+        write_json(run.model, {"name": cfg.model.name, "weights": weights(cfg.model)})
+
+
+def _refuse_other_weights(cfg: RunConfig, run: RunDirectory) -> None:
+    here, there = weights(cfg.model), read_json(run.model).get("weights")
+    if here != there:
+        raise UserError(
+            f"{cfg.model.name} has other weights than those this run was made with (fingerprint {here}, and "
+            f"{there} in {run.model}), so its activations would not be those that are stored; put the former "
+            "weights back, or run again with another run_dir"
+        )
+
+
+def check_model(cfg: RunConfig, run: RunDirectory, tokens: TokenSpec, d_model: int) -> None:
+    """Refuse to go on with a model whose width, tokenizer or weights are not what the run recorded.
 
     Args:
         cfg: Of the run.
+        run: Where it lies.
         tokens: How its token store was made.
         d_model: Width of the activations it stored.
 
@@ -33,3 +60,5 @@ def check_model(cfg: RunConfig, tokens: TokenSpec, d_model: int) -> None:
             f"made by {tokens.tokenizer}; ids of the same text differ: put the former tokenizer back, or run "
             "again with another run_dir"
         )
+    if run.model.is_file():  # runs of older versions have none
+        _refuse_other_weights(cfg, run)

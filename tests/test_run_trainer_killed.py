@@ -1,0 +1,60 @@
+"""A sweep whose trainer, or whose whole node of Ray, is killed ends with the weights of an unbroken one."""
+
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.runs import SMALL_RUN, harvested, start, strata, wait_until
+from tests.test_run_given_up import results, there, weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SWEEP = {**SMALL_RUN["sweep"], "checkpoint_seconds": 0.2}
+
+
+def processes(driver: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
+    """Those below the driver whose command line begins with one of some names."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        command = process.cmdline()[:1]
+        if command and any(name in command[0] for name in names):
+            found.append(process)
+    return found
+
+
+def begun(folder: Path, finished: Path) -> tuple[subprocess.Popen[str], Path, Path]:
+    """A sweep that has written its first checkpoint; its configuration and run directory."""
+    config = harvested(finished, folder, sweep=SWEEP)
+    run, driver = folder / "runs" / "small", start("sweep", config)
+    wait_until(driver, partial(there, run, "fit.safetensors"))
+    return driver, config, run
+
+
+def test_a_trainer_that_is_killed_goes_on_in_another_process_of_the_same_run(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    driver, _, run = begun(tmp_path, finished[0])
+    trainers = processes(driver, "ray::TuneTrial")
+    assert trainers
+    trainers[0].kill()
+    output, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, output
+    assert "Traceback" not in output
+    assert weights(run) == weights(finished[0].parent / "runs" / "small")
+
+
+def test_a_sweep_whose_node_is_killed_is_continued_by_the_same_command(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    driver, config, run = begun(tmp_path, finished[0])
+    for process in processes(driver, "raylet", "gcs_server", "ray::"):
+        process.kill()
+    output, _ = driver.communicate(timeout=400)
+    assert driver.returncode not in (0, 2), output
+    before = results(run)
+    status, output = strata("sweep", config)
+    assert status == 0, output
+    assert weights(run) == weights(finished[0].parent / "runs" / "small")
+    assert {name: results(run)[name] for name in before} == before, "done twice"
