@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage.places import place
-from tests.object_server import BUCKET, ENVIRONMENT, object_server, use
+from tests.object_server import BUCKET, ENVIRONMENTS, object_server, use
 from tests.runs import SMALL_RUN, strata, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -35,7 +35,8 @@ def test_a_run_in_a_bucket_leaves_no_store_on_the_disk_and_no_credentials_anywhe
         written = {name: place(store).read(name) for name in names}
         written |= {str(f): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         assert any(name.endswith("mlflow.db") for name in written)
-        for secret in (ENVIRONMENT["AWS_ACCESS_KEY_ID"], ENVIRONMENT["AWS_SECRET_ACCESS_KEY"]):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            secret = ENVIRONMENTS["s3"][name]
             assert secret not in output
             assert [name for name, data in written.items() if secret.encode() in data] == []
 
