@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 _ATTEMPTS = 5
 _BROKEN_OFF = "kind: Interrupted"
+_NO_BLOCKS = "InvalidBlockList"  # where S3 and Google say 404
 _REFUSALS = (PermissionDeniedError, UnauthenticatedError)
 _METADATA_SERVER = "169.254.169.254"  # asked for credentials when the environment has none
 
@@ -88,12 +89,7 @@ class ObjectPlace(Place):
         """Write an object, which appears when all of it is there."""
         data = list(parts)
         record = FileRecord.of(data)
-        try:
-            self._ask(
-                "write", name, lambda: self._put(name, data, record.n_bytes), also=FileNotFoundError
-            )
-        except FileNotFoundError as error:
-            raise self._fault("write", name, error) from None
+        self._ask("write", name, lambda: self._put(name, data, record.n_bytes), writes=True)
         return record
 
     def size(self, name: str) -> int | None:
@@ -168,23 +164,22 @@ class ObjectPlace(Place):
                 max_concurrency=PARTS_AT_ONCE,
             )
 
-    def _ask(
-        self, what: str, name: str, request: Callable[[], T], also: type[Exception] | None = None
-    ) -> T:
+    def _ask(self, what: str, name: str, request: Callable[[], T], writes: bool = False) -> T:
         """The answer to a request.
 
         obstore repeats what fails. Two things are left to be repeated here, as no request is harmed
-        by that: an answer that breaks off, and, with `also`, parts of an object that were put
+        by that: an answer that breaks off, and, of what `writes`, parts of an object that were put
         together, whose answer was lost, and of which a repeated request found none left.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return request()
             except (BaseError, OSError) as error:
-                passes = _BROKEN_OFF in str(error) or (also and isinstance(error, also))
-                if attempt < _ATTEMPTS and passes:
+                gone, text = isinstance(error, FileNotFoundError), str(error)
+                no_parts = writes and (gone or _NO_BLOCKS in text)
+                if attempt < _ATTEMPTS and (no_parts or _BROKEN_OFF in text):
                     continue
-                if isinstance(error, FileNotFoundError):
+                if gone and not writes:
                     raise
                 raise self._fault(what, name, error) from None
         raise AssertionError("unreachable")

@@ -82,6 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Takes any request whole, says nothing to the terminal."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer's body would wait for its header's receipt
 
     def handle_request(self) -> None:
         self.meet(self.rfile.read(int(self.headers.get("Content-Length", 0))))
@@ -104,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer[:n_bytes])
+        if self.command != "HEAD":
+            self.wfile.write(answer[:n_bytes])
         self.close_connection = n_bytes is not None
 
     def log_message(self, *_: object) -> None:
@@ -146,6 +148,28 @@ def disturbed(endpoint: str, seed: int) -> Iterator[tuple[str, list[str]]]:
 
     with _served(Handler) as proxy:
         yield proxy, done
+
+
+@contextmanager
+def forgetful(endpoint: str) -> Iterator[tuple[str, list[str]]]:
+    """Another endpoint of the same server, which loses the first answer to "put the parts together".
+
+    The list says what was asked for then.
+    """
+    lost: list[str] = []
+
+    class Handler(_Handler):
+        def meet(self, body: bytes) -> None:
+            answer = _forwarded(endpoint, self.command, self.path, self.headers, body)
+            completes = self.command == "POST" and "uploadId=" in self.path
+            if not lost and (completes or "comp=blocklist" in self.path):
+                lost.append(self.path)
+                self.close_connection = True
+            else:
+                self.respond(*answer)
+
+    with _served(Handler) as proxy:
+        yield proxy, lost
 
 
 @contextmanager

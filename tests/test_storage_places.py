@@ -16,6 +16,7 @@ from tests.object_server import (
     SCHEMES,
     SECRET,
     disturbed,
+    forgetful,
     object_server,
     refusing_server,
     use,
@@ -124,6 +125,15 @@ def test_lost_refused_and_slow_requests_change_nothing(scheme, endpoint, monkeyp
     assert undisturbed.read("big") == BIG
 
 
+def test_parts_are_put_together_though_the_answer_is_lost(scheme, endpoint, monkeypatch, request):
+    with forgetful(endpoint) as (way, lost):
+        use(monkeypatch, way, scheme)
+        where = place(f"{scheme}://{BUCKET}/{request.node.name}")
+        where.write("big", [BIG])
+        assert len(lost) == 1
+        assert where.read("big") == BIG
+
+
 @pytest.mark.parametrize(
     ("location", "told"),
     [
@@ -224,7 +234,9 @@ def test_settings_that_can_not_be_used_are_said_so_and_not_repeated(scheme, monk
     use(monkeypatch, "http://127.0.0.1:1", scheme)
     for name, value in changes.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    with pytest.raises(StoreError, match=r"can't open .*: the environment lacks a setting") as error:
+    with pytest.raises(
+        StoreError, match=r"can't open .*: the environment lacks a setting"
+    ) as error:
         place(f"{scheme}://{BUCKET}/x").write("y", [b"1"])
     assert SECRET not in str(error.value)
     assert error.value.__suppress_context__
