@@ -26,7 +26,8 @@ class ShardRows:
         """
         self._spec = spec
         sequence, position = spec.rows_of(shard)
-        places = np.argsort(spec.permutation_of(shard))  # of each row in reading order
+        places = np.empty(len(sequence), np.int64)  # of each row in reading order
+        places[spec.permutation_of(shard)] = np.arange(len(sequence))
         context = spec.first_position + spec.rows_per_sequence
         tokens = np.arange(len(places)) // spec.rows_per_sequence * context + position[places]
         self._arrays = {

@@ -20,7 +20,6 @@ def make(arguments: dict[str, Any]) -> Turn:
         *(d_model, n_sequences * arguments["turns"], context),
         sequences_per_chunk=arguments["sequences_per_chunk"],
         chunks_per_shard=n_sequences // arguments["sequences_per_chunk"],
-        scale=0.5,  # not 1, so that scaling is not left out
     )
     store = ActivationStore.create(Path(arguments["folder"]) / "ours.zarr", spec)
     rows, memory = x.flatten(0, 1), memory_for(spec)

@@ -57,8 +57,8 @@ def draw(
 
 
 def permutation(n: int, seed: int, stream: Stream, *counters: int) -> Int64[np.ndarray, " n"]:
-    """The numbers 0 to n-1 in the order of their draws."""
-    return np.argsort(draw(seed, stream, *counters, np.arange(n)), kind="stable")
+    """The numbers 0 to n-1 in the order of their draws, of which no two are equal: `_mixed` is one to one."""
+    return np.argsort(draw(seed, stream, *counters, np.arange(n)))
 
 
 def layer_draw(

@@ -186,7 +186,8 @@ def _block(
     else:
         clipped = torch.zeros(len(x), dtype=torch.int64)
         # A power of two times a number of the same dtype is rounded as it would be from float32.
-        stored = memory.scaled(x if x.dtype == target else wide, scale)
+        as_is = x if x.dtype == target else wide
+        stored = as_is if scale == 1 and x.dtype == target else memory.scaled(as_is, scale)
     if dtype == "bfloat16":
         stored = stored.view(torch.uint16)
     nothing = norm[:0]

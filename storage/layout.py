@@ -248,9 +248,8 @@ class StoreSpec:
         return np.sort(_population_order(self.n_population, self.seed)[start:stop])
 
     def permutation_of(self, shard: int) -> Int64[np.ndarray, " rows"]:
-        """Which row in reading order (sequence by sequence) stands at each row of a shard."""
-        start, stop = self.shard_range(shard)
-        return permutation(stop - start, self.seed, Stream.SHARD_ROWS, shard)
+        """Which row in reading order (sequence by sequence) stands at each row; not to be written to."""
+        return _permutation_of(self, shard)
 
     def rows_of(
         self, shard: int
@@ -312,6 +311,14 @@ def activation_file(array: str, shard: int) -> str:
 def _population_order(n_population: int, seed: int) -> Int64[np.ndarray, " sequences"]:
     """The order in which sequences enter a store: drawn once, needed for every shard."""
     order = permutation(n_population, seed, Stream.POPULATION)
+    order.flags.writeable = False
+    return order
+
+
+@lru_cache(maxsize=4)
+def _permutation_of(spec: StoreSpec, shard: int) -> Int64[np.ndarray, " rows"]:
+    start, stop = spec.shard_range(shard)
+    order = permutation(stop - start, spec.seed, Stream.SHARD_ROWS, shard)
     order.flags.writeable = False
     return order
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 _ATTEMPTS = 5
 _BROKEN_OFF = "kind: Interrupted"
+_NO_BLOCKS = "InvalidBlockList"  # where S3 and Google say 404
+_REFUSALS = (PermissionDeniedError, UnauthenticatedError)
 _METADATA_SERVER = "169.254.169.254"  # asked for credentials when the environment has none
 
 
@@ -87,12 +89,7 @@ class ObjectPlace(Place):
         """Write an object, which appears when all of it is there."""
         data = list(parts)
         record = FileRecord.of(data)
-        try:
-            self._ask(
-                "write", name, lambda: self._put(name, data, record.n_bytes), also=FileNotFoundError
-            )
-        except FileNotFoundError as error:
-            raise self._fault("write", name, error) from None
+        self._ask("write", name, lambda: self._put(name, data, record.n_bytes), writes=True)
         return record
 
     def size(self, name: str) -> int | None:
@@ -139,7 +136,7 @@ class ObjectPlace(Place):
                 client_options={
                     "timeout": request,
                     "connect_timeout": min(request, timedelta(seconds=10)),
-                    "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
+                    "allow_http": os.environ.get(self._own_server, "").startswith("http://"),
                 },
                 retry_config={
                     "max_retries": 1000,  # the time decides
@@ -151,8 +148,11 @@ class ObjectPlace(Place):
                     },
                 },
             )
-        except (BaseError, ValueError) as error:
-            raise self._fault("open", "", error) from None
+        except (BaseError, ValueError):
+            raise StoreError(
+                f"can't open {self.location}: the environment lacks a setting for it, or has one that "
+                f"can't be used; {self._credentials}, and {self._own_server} for a server of your own"
+            ) from None
 
     def _put(self, name: str, data: list[Any], n_bytes: int) -> None:
         if n_bytes <= PART_BYTES:
@@ -164,23 +164,22 @@ class ObjectPlace(Place):
                 max_concurrency=PARTS_AT_ONCE,
             )
 
-    def _ask(
-        self, what: str, name: str, request: Callable[[], T], also: type[Exception] | None = None
-    ) -> T:
+    def _ask(self, what: str, name: str, request: Callable[[], T], writes: bool = False) -> T:
         """The answer to a request.
 
         obstore repeats what fails. Two things are left to be repeated here, as no request is harmed
-        by that: an answer that breaks off, and, with `also`, parts of an object that were put
+        by that: an answer that breaks off, and, of what `writes`, parts of an object that were put
         together, whose answer was lost, and of which a repeated request found none left.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return request()
             except (BaseError, OSError) as error:
-                passes = _BROKEN_OFF in str(error) or (also and isinstance(error, also))
-                if attempt < _ATTEMPTS and passes:
+                gone, text = isinstance(error, FileNotFoundError), str(error)
+                no_parts = writes and (gone or _NO_BLOCKS in text)
+                if attempt < _ATTEMPTS and (no_parts or _BROKEN_OFF in text):
                     continue
-                if isinstance(error, FileNotFoundError):
+                if gone and not writes:
                     raise
                 raise self._fault(what, name, error) from None
         raise AssertionError("unreachable")
@@ -192,8 +191,8 @@ class ObjectPlace(Place):
         code = re.search(r"<Code>([A-Za-z]+)</Code>", text)
         told = " ".join(match[1] for match in (status, code) if match)
         request, patience = self._seconds
-        if _METADATA_SERVER in text or "MissingAccount" in text:
-            is_, do = "the environment has no credentials for it", _CREDENTIALS[self._scheme]
+        if _METADATA_SERVER in text:
+            is_, do = "the environment has no credentials for it", self._credentials
         elif "NoSuchBucket" in text or "ContainerNotFound" in text:
             is_, do = f"there is no such bucket ({told})", "create it, or correct the URL"
         elif isinstance(error, FileNotFoundError):
@@ -201,22 +200,26 @@ class ObjectPlace(Place):
                 "it is gone",
                 "`strata verify` names all damage, and `strata harvest` mends it",
             )
-        elif isinstance(error, PermissionError) or told.startswith(("401", "403")):
+        elif isinstance(error, _REFUSALS) or told.startswith(("401", "403")):
             is_ = f"the server refuses these credentials ({told or 'no permission'})"
-            do = f"allow them to list, read, write and delete there, or give others: {_CREDENTIALS[self._scheme]}"
+            do = f"allow them to list, read, write and delete there, or give others: {self._credentials}"
         elif "BareRedirect" in text:
             is_, do = "the bucket is in another region", "set AWS_REGION to the bucket's"
         elif "kind: Timeout" in text or "kind: Connect" in text or "kind: Request" in text:
             is_ = f"the server did not answer within {patience:g} s of trying, {request:g} s a request"
-            do = "check the network, and AWS_ENDPOINT_URL if the server is your own; then run again"
+            do = f"check the network, and {self._own_server} if the server is your own; then run again"
         else:
             is_ = f"the server answers {told or type(error).__name__}"
             do = "run again when it is well, or correct the URL"
         return StoreError(f"can't {what} {self.location}/{name}: {is_}; {do}")
 
     @property
-    def _scheme(self) -> str:
-        return urlsplit(self.location).scheme
+    def _credentials(self) -> str:
+        return _CREDENTIALS[urlsplit(self.location).scheme]
+
+    @property
+    def _own_server(self) -> str:
+        return _OWN_SERVERS[urlsplit(self.location).scheme]
 
 
 class _Reader(ObjectStore[obstore.store.ObjectStore]):
@@ -243,6 +246,12 @@ _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give the machine an identity",
+}
+
+_OWN_SERVERS = {
+    "s3": "AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_BASE_URL",
+    "az": "AZURE_STORAGE_ENDPOINT",
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage.places import place
-from tests.object_server import BUCKET, ENVIRONMENT, object_server, use
+from tests.object_server import BUCKET, ENVIRONMENTS, SCHEMES, object_server, use
 from tests.runs import SMALL_RUN, strata, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -13,12 +13,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.mark.crash
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_run_in_a_bucket_leaves_no_store_on_the_disk_and_no_credentials_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ):
-    with object_server() as endpoint:
-        use(monkeypatch, endpoint)
-        store = f"s3://{BUCKET}/run"
+    with object_server(scheme) as endpoint:
+        use(monkeypatch, endpoint, scheme)
+        store = f"{scheme}://{BUCKET}/run"
         config = write_config(
             tmp_path,
             harvest={**SMALL_RUN["harvest"], "tokens": 20_000, "store": store},
@@ -35,7 +36,7 @@ def test_a_run_in_a_bucket_leaves_no_store_on_the_disk_and_no_credentials_anywhe
         written = {name: place(store).read(name) for name in names}
         written |= {str(f): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         assert any(name.endswith("mlflow.db") for name in written)
-        for secret in (ENVIRONMENT["AWS_ACCESS_KEY_ID"], ENVIRONMENT["AWS_SECRET_ACCESS_KEY"]):
+        for secret in {v for k, v in ENVIRONMENTS[scheme].items() if k != "AWS_REGION"}:
             assert secret not in output
             assert [name for name, data in written.items() if secret.encode() in data] == []
 

@@ -20,7 +20,7 @@ from storage.repair import take_back_shards
 from storage.tokens import TokenStore
 from storage.verify import Verification
 from tests.models import CONTEXT, D_MODEL, N_LAYERS, random_model, random_tokens
-from tests.object_server import BUCKET, disturbed, object_server, use
+from tests.object_server import BUCKET, SCHEMES, disturbed, object_server, use
 from tests.stores import filled_store, small_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,16 +37,21 @@ filled_store(where, spec, ActivationStore.create(where, spec).missing())
 """
 
 
+@pytest.fixture(scope="module", params=SCHEMES)
+def scheme(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def endpoint():
-    with object_server() as endpoint:
+def endpoint(scheme):
+    with object_server(scheme) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
-def bucket(endpoint, monkeypatch, request) -> Place:
-    use(monkeypatch, endpoint)
-    return place(f"s3://{BUCKET}/{request.node.name}")
+def bucket(scheme, endpoint, monkeypatch, request) -> Place:
+    use(monkeypatch, endpoint, scheme)
+    return place(f"{scheme}://{BUCKET}/{request.node.name}")
 
 
 def objects(where: Place) -> dict[str, bytes]:
@@ -81,7 +86,7 @@ def test_a_store_and_its_batches_are_those_of_a_disk(tmp_path, bucket):
 
 
 def test_a_harvest_through_lost_and_refused_requests_gives_the_bytes_of_a_disk(
-    tmp_path, endpoint, bucket, monkeypatch
+    tmp_path, scheme, endpoint, bucket, monkeypatch
 ):
     spec = small_spec(
         d_model=D_MODEL,
@@ -93,7 +98,7 @@ def test_a_harvest_through_lost_and_refused_requests_gives_the_bytes_of_a_disk(
     )
     model = ModelSource(name=str(random_model(tmp_path / "model")))
     with disturbed(endpoint, seed=3) as (way, done):
-        use(monkeypatch, way)
+        use(monkeypatch, way, scheme)
         theirs = place(str(bucket))
         for where in (place(tmp_path / "disk"), theirs):
             random_tokens(where / "tokens.zarr", spec.n_population)
@@ -103,7 +108,7 @@ def test_a_harvest_through_lost_and_refused_requests_gives_the_bytes_of_a_disk(
                 harvester.harvest(where / "train.zarr", shard)
             assert TokenStore.open(where / "tokens.zarr").n_sequences("train") == 10
         assert len(set(done)) > 4
-    use(monkeypatch, endpoint)
+    use(monkeypatch, endpoint, scheme)
     assert objects(place(str(bucket))) == objects(place(tmp_path / "disk"))
     assert damages(place(f"{bucket}/tokens.zarr"), "token") == []
 

@@ -210,9 +210,12 @@ def _spec(
 
 
 def _calibrated_scales(session: Session, tokens: TokenStore, pool: Pool) -> dict[int, float]:
-    """Powers of two that bring each layer's activations into float16's best range."""
+    """Powers of two that bring each layer's activations into float16's best range.
+
+    What a float16 model computes is in its range as it is, and is stored bit for bit.
+    """
     layers = range(session.shape.n_layers)
-    if session.cfg.harvest.dtype != "float16":
+    if session.cfg.harvest.dtype != "float16" or session.cfg.model.dtype == "float16":
         return dict.fromkeys(layers, 1.0)
     sample = np.arange(min(CALIBRATION_SEQUENCES, tokens.n_sequences("train")))
     norms: dict[int, float] = pool.call(
