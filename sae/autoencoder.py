@@ -91,7 +91,8 @@ class SparseAutoencoder(nn.Module):
         """Draw encoder and decoder weights from a seed; biases and threshold as at the start."""
         self.w_dec.copy_(self.encoder.initialise(torch.Generator().manual_seed(seed)))
         self.b_dec.zero_()
-        self.threshold = torch.full((), _UNSET, device=self.b_dec.device)
+        was = self.threshold
+        self.threshold = torch.full((), _UNSET, dtype=was.dtype, device=self.b_dec.device)
         if self.log_thresholds is not None:
             self.log_thresholds.fill_(INITIAL_LOG_THRESHOLD)
 

@@ -60,7 +60,10 @@ GRIDS = [(2, 2), (4, 4), (4, 2), (2, 1)]
 
 
 def assert_same_training(ours: list, theirs: tuple, rel: float) -> None:
-    """Reports of all ranks are alike and near; what ranks select makes up what one process does."""
+    """Reports, which are in float32, are near, and the same on all ranks; selections are equal.
+
+    What each rank selects of its own latents makes up what one process does, with nothing twice.
+    """
     reports, selections, _ = theirs
     for mine, _, _ in ours[1:]:
         assert mine == ours[0][0]
@@ -89,10 +92,10 @@ def test_training_by_ranks_equals_training_by_one_process(groups, tmp_path, name
     jobs = (shape(name), FIT, data)
     one = trained(*jobs, tmp_path / "one", silent=silent)
     ours = groups[n](trained, *jobs, tmp_path / "many", n_dictionary, torch.float64, silent)
-    assert_same_training(ours, one, rel=1e-8)
+    assert_same_training(ours, one, rel=1e-6)
     assert_same_files(tmp_path / "many", tmp_path / "one", rel=1e-7)
     assert one[0][-1]["grad_norm"] > 0
-    if "dense" in name:
+    if "dense" in name and "jumprelu" not in name:
         assert one[0][-1]["auxk_loss"] > 0
 
 
@@ -126,7 +129,7 @@ def test_auxk_trains_dead_latents_that_only_one_rank_holds(groups, tmp_path, sil
     ours = groups[4](trained, *jobs, tmp_path / "many", 4, torch.float64, silent)
     assert one[0][-1]["dead_fraction"] == 16 / 64
     assert one[0][-1]["auxk_loss"] > 0
-    assert_same_training(ours, one, rel=1e-8)
+    assert_same_training(ours, one, rel=1e-6)
     assert_same_files(tmp_path / "many", tmp_path / "one", rel=1e-7)
 
 
@@ -141,7 +144,7 @@ def test_a_training_goes_on_with_another_number_of_ranks(groups, tmp_path, name)
     last = groups[2](
         trained, cfg, FIT, data[4:], tmp_path / "last", 2, torch.float64, (), tmp_path / "then"
     )
-    assert_same_training(last, (one[0][4:], one[1][4:], []), rel=1e-8)
+    assert_same_training(last, (one[0][4:], one[1][4:], []), rel=1e-6)
     assert_same_files(tmp_path / "last", tmp_path / "one", rel=1e-7)
 
 
@@ -180,7 +183,7 @@ def test_among_equal_scores_exactly_k_stay_and_the_lower_rank_goes_first(groups,
         pieces = [scores[:, 17 * r // n : 17 * (r + 1) // n] for r in range(n)]
         owners = torch.cat([torch.full_like(piece, r) for r, piece in enumerate(pieces)], 1)
         if kind == "topk":
-            first = owners.gather(1, scores.sort(1, descending=True, stable=True).indices[:, :k])
+            first = owners.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
             expected = torch.stack([(first == r).sum(1) for r in range(n)])
             assert torch.equal(counts, expected)
         else:

@@ -21,7 +21,7 @@ def keep_top_k(chosen: Selection, k: int, group: Group) -> Selection:
     """Of each token's candidates, as many from each rank, those among the k largest of all ranks."""
     n_tokens = chosen.pattern.n_rows
     scores = _wide(chosen.scores).view(n_tokens, len(chosen.scores) // n_tokens)
-    best = scores.sort(1, descending=True, stable=True)
+    best = scores.sort(dim=1, descending=True, stable=True)
     padded = F.pad(best.values, (0, k - scores.shape[1]), value=-torch.inf)
     n_kept = _n_kept(padded, group)
     places = best.indices.argsort(1)
@@ -38,7 +38,7 @@ def _n_kept(scores: Float[Tensor, "tokens k"], group: Group) -> Int[Tensor, " to
     mine = shares[group.rank]
     every = group.exchange(scores, shares, [mine] * group.size).view(group.size, mine, k)
     by_token = every.transpose(0, 1).flatten(1)
-    owners = by_token.sort(1, descending=True, stable=True).indices[:, :k] // k
+    owners = by_token.sort(dim=1, descending=True, stable=True).indices[:, :k] // k
     counts = torch.zeros(mine, group.size, dtype=torch.int32, device=scores.device)
     counts.scatter_add_(1, owners, torch.ones_like(owners, dtype=torch.int32))
     return group.exchange(counts.T.flatten(), [mine] * group.size, shares)

@@ -87,9 +87,8 @@ class ParallelRanks(Ranks):
         same[0] = error is not None
         if x is not None and error is None:
             same[1], same[2] = len(x), -len(x)
-            sums = same[3:].view(2, self.n_batch)
-            sums[:, self.batch_rank] = x.detach().sum().double().nan_to_num()
-            sums[1] *= -1
+            total = x.detach().sum().double().nan_to_num()
+            same[3:].view(2, -1)[:, self.batch_rank] = torch.stack([total, -total])
         self._all.reduce(same, MAX)
         if error is not None:
             raise error
