@@ -16,12 +16,13 @@ from torch import Tensor
 
 from sae.ranks import Ranks
 
+# In the order in which safetensors itself puts them: widest first, so that all are aligned.
 _NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
     torch.bfloat16: "BF16",
-    torch.int64: "I64",
+    torch.float16: "F16",
 }
 
 
@@ -117,8 +118,8 @@ def _layout(
     entries: dict[str, Any] = {"__metadata__": metadata}
     places: dict[str, tuple[int, int]] = {}
     end = 0
-    # Widest numbers first, so that all lie at multiples of their size: the order of safetensors.
-    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+    order = list(_NAMES)
+    for name in sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name)):
         tensor = tensors[name]
         shape = list(tensor.shape)
         if name in held:
