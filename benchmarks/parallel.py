@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
-from benchmarks.our_ranks import config
+from benchmarks.our_steps import config
 from benchmarks.rows import Row, show, write
 from benchmarks.training import Size, sparse_activations
 from benchmarks.worker import ROOT, Worker
@@ -53,15 +52,18 @@ def contenders(size: Size) -> dict[str, dict[str, Any]]:
     }
 
 
-def measure_ranks(arguments: dict[str, Any], ranks: int, rounds: int, data: Path) -> Found:
+def measure_ranks(
+    arguments: dict[str, Any], ranks: int, rounds: int, threads: int, data: Path
+) -> Found:
     """Train for `rounds` steps, after one that counts nothing."""
-    threads = max(1, torch.get_num_threads() // ranks)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks) as together:
         each = {**arguments, "data": str(data), "ranks": ranks, "meeting": f"{folder}/meeting"}
 
         def start(rank: int) -> Worker:
             python = Path(sys.executable)
-            return Worker(python, "benchmarks.our_ranks", {**each, "rank": rank}, threads)
+            return Worker(
+                python, "benchmarks.our_ranks", {**each, "rank": rank}, max(1, threads // ranks)
+            )
 
         workers = list(together.map(start, range(ranks)))
         answers = [list(together.map(Worker.step, workers)) for _ in range(1 + rounds)]
@@ -102,14 +104,14 @@ def rows_of(name: str, size: Size, ranks: int, one: Found, many: Found, payload:
     ]
 
 
-def measure(size: Size, rank_counts: list[int], rounds: int, data: Path) -> list[Row]:
+def measure(size: Size, rank_counts: list[int], rounds: int, threads: int, data: Path) -> list[Row]:
     """The rows of both kinds, for every number of ranks."""
     rows = []
     for name, arguments in contenders(size).items():
-        one = measure_ranks(arguments, 1, rounds, data)
+        one = measure_ranks(arguments, 1, rounds, threads, data)
         cfg = config(arguments, size.d_model)
         for ranks in rank_counts:
-            many = measure_ranks(arguments, ranks, rounds, data)
+            many = measure_ranks(arguments, ranks, rounds, threads, data)
             payload = step_payload(cfg, size.tokens, n_dictionary=ranks).total()
             rows += rows_of(name, size, ranks, one, many, payload)
             print(f"  {name}, {ranks} ranks: {many.seconds:.3f} s a step", flush=True)
@@ -118,21 +120,21 @@ def measure(size: Size, rank_counts: list[int], rounds: int, data: Path) -> list
 
 def main() -> int:
     """Run from the command line; returns 1 if a row is below what is demanded."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Memory, bytes and seconds of sharing.")
     for option, default in (("tokens", 1024), ("d-model", 512), ("d-sae", 32768), ("k", 32)):
         parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
-    parser.add_argument("--rounds", type=int, default=5)
-    results = ROOT / "benchmarks" / "results" / "parallel.json"
-    parser.add_argument("--output", type=Path, default=results)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="beside one process")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps")
+    parser.add_argument("--threads", type=int, default=2, help="of all ranks together")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/parallel.json")
     given = parser.parse_args()
     size = Size(tokens=given.tokens, d_model=given.d_model, d_sae=given.d_sae, k=given.k)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.safetensors"
         save_file({"x": sparse_activations(size, 2)}, data)
-        rows = measure(size, given.ranks, given.rounds, data)
+        rows = measure(size, given.ranks, given.rounds, given.threads, data)
     show(rows)
-    write(given.output, rows, threads=torch.get_num_threads())
+    write(given.out, rows, threads=given.threads, rounds=given.rounds)
     return 0 if all(row.passes for row in rows) else 1
 
 

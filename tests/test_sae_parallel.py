@@ -1,5 +1,9 @@
 """One autoencoder over two and four real processes, against the same mathematics in one."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,7 +187,9 @@ def test_among_equal_scores_exactly_k_stay_and_the_lower_rank_goes_first(groups,
         pieces = [scores[:, 17 * r // n : 17 * (r + 1) // n] for r in range(n)]
         owners = torch.cat([torch.full_like(piece, r) for r, piece in enumerate(pieces)], 1)
         if kind == "topk":
-            first = owners.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
+            first = owners.gather(
+                1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            )
             expected = torch.stack([(first == r).sum(1) for r in range(n)])
             assert torch.equal(counts, expected)
         else:
@@ -280,3 +286,25 @@ def test_what_cannot_be_shared_is_refused_in_words(groups, tmp_path):
         ParallelRanks()
     trained(shape(), FIT, list(batches(1)), tmp_path)
     assert load(tmp_path)[0].held == range(64)
+
+
+def test_the_example_runs_as_it_says(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "examples.parallel", tmp_path / "out"),
+        ],
+        check=False,
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"rank 0 holds latents 0 to 255 of 512; fvu (0\.\d+)", done.stdout)
+    assert found, done.stdout
+    assert float(found[1]) < 0.5
+    sae, _ = load(tmp_path / "out")
+    assert sae.w_dec.shape == (512, 64)
+    torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(512))
