@@ -6,6 +6,7 @@ Trains on made-up activations, with gloo where there is no GPU and NCCL where th
 autoencoder, which `sae.load` reads in one process. docs/dictionary_parallel.md says how it works.
 """
 
+import os
 import sys
 
 import torch
@@ -21,31 +22,27 @@ def main(folder: str) -> None:
     """Train and save; every rank runs this."""
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
-        torch.cuda.set_device(dist.get_node_local_rank())
-    ranks = (
-        ParallelRanks()
-    )  # all share the latents; ParallelRanks(2) of 4: two such pairs share batches
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # All share the latents. Of four, ParallelRanks(2) would make two pairs that share the batch.
+    ranks = ParallelRanks()
 
     cfg = SaeConfig(d_model=D_MODEL, d_sae=512, k=8, selection="batch_topk")
     sae = SparseAutoencoder(cfg, {0: 1.0}, ranks=ranks).to(ranks.device)
     fit = Fit(sae, FitConfig(lr=3e-3), n_steps=N_STEPS)
 
-    generator = torch.Generator().manual_seed(
-        0
-    )  # the same everywhere: these ranks see the same tokens
+    # The same seed everywhere, as ranks that share latents see the same tokens.
+    generator = torch.Generator().manual_seed(0)
     directions = torch.randn(128, D_MODEL, generator=generator)
     layer = torch.zeros(512, dtype=torch.int64, device=ranks.device)
-    for step in range(N_STEPS):
-        code = torch.rand(512, 128, generator=generator)
-        x = ((code * (code > 0.95)) @ directions).to(ranks.device)
-        if step == 0:
-            fit.initialise(x, layer)
-        report = fit.step(x, layer)
+    codes = torch.rand(N_STEPS, 512, 128, generator=generator)
+    batches = ((codes * (codes > 0.95)) @ directions).to(ranks.device)
+    fit.initialise(batches[0], layer)
+    reports = [fit.step(x, layer) for x in batches]
 
     save(folder, sae)
     if dist.get_rank() == 0:
         share = f"latents {sae.held.start} to {sae.held.stop - 1} of {cfg.d_sae}"
-        print(f"rank 0 holds {share}; fvu {report.fvu:.4f}; saved in {folder}")
+        print(f"rank 0 holds {share}; fvu {reports[-1].fvu:.4f}; saved in {folder}")
     dist.destroy_process_group()
 
 

@@ -72,7 +72,7 @@ def load(
         ValueError: If the folder holds none, a damaged one, or one of a later version.
     """
     folder = Path(folder)
-    with _opened(folder / "sae.safetensors", device) as file:
+    with ranks.together(), _opened(folder / "sae.safetensors", device) as file:
         header = _header(file.metadata() or {}, folder / "sae.safetensors")
         scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
         cfg = config_from_json(header["config"])
@@ -118,8 +118,9 @@ def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
         ValueError: If the folder holds none, or one of another configuration or version.
     """
     folder = Path(folder)
-    with _opened(folder / "fit.safetensors", fit.sae.b_dec.device) as file:
-        header = _header(file.metadata() or {}, folder / "fit.safetensors")
+    path, device = folder / "fit.safetensors", fit.sae.b_dec.device
+    with fit.sae.ranks.together(), _opened(path, device) as file:
+        header = _header(file.metadata() or {}, path)
         saved = config_from_json(header["config"])
         if saved != fit.sae.cfg:
             raise ValueError(

@@ -14,8 +14,7 @@ from sae.firing import Firing
 from sae.jumprelu import sparsity_penalty
 from sae.latents import SparseLatents
 from sae.losses import auxk_loss, auxk_size, nested_loss, total_variance
-
-_ROWS_AT_ONCE = 512  # Rows of the decoder that stay in cache between two passes.
+from sae.sphere import step_on_sphere
 
 
 class DivergenceError(ValueError):
@@ -304,44 +303,15 @@ class Fit:
         self._refuse_overflow("gradient's norm", norm)
         clipped = (norm / self.cfg.grad_clip).clamp(min=1.0).float()
         self.adam.param_groups[0]["lr"] = lr
-        self._update_decoder(gradient, along[:, None].to(w_dec.dtype), clipped)
+        state = self.adam.state[w_dec]
+        along = along[:, None].to(w_dec.dtype)
+        step_on_sphere(w_dec, state, self.adam.param_groups[0], gradient, along, clipped)
         w_dec.grad = None
         # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
         self.adam.grad_scale = clipped  # pyright: ignore[reportAttributeAccessIssue]
         self.adam.step()
         self.adam.zero_grad()
         return norm
-
-    def _update_decoder(self, gradient: Tensor, along: Tensor, grad_scale: Tensor) -> None:
-        """Adam's step of the decoder, some rows at a time, so that all of it happens in cache.
-
-        The gradient loses what lies along its row and is clipped; Adam is the kernel that `self.adam`
-        runs for the other weights; then the rows are brought back to norm 1.
-        """
-        w_dec, group = self.sae.w_dec, self.adam.param_groups[0]
-        state = self.adam.state[w_dec]
-        if not state:
-            state["step"] = torch.zeros((), device=w_dec.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(w_dec) for _ in range(2))
-        state["step"] += 1
-        at_once = len(w_dec) if w_dec.is_cuda else _ROWS_AT_ONCE
-        tensors = (gradient, along, w_dec, state["exp_avg"], state["exp_avg_sq"])
-        blocks = (tensor.split(at_once) for tensor in tensors)
-        for grad, part, rows, mean, square in zip(*blocks, strict=True):
-            tangent = torch.addcmul(grad, part, rows, value=-1)
-            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
-                *([rows], [tangent], [mean], [square], [], [state["step"]]),
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=grad_scale,
-            )
-            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            rows /= norms.clamp(min=torch.finfo(rows.dtype).tiny)
 
     @torch.no_grad()
     def _track_threshold(self, latents: SparseLatents) -> None:

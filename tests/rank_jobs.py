@@ -163,6 +163,23 @@ def saved_again(cfg: SaeConfig, fit_cfg: FitConfig, source: Path, target: Path) 
     save(target, fit.sae)
 
 
+def thresholds_set(source: Path, target: Path, thresholds: torch.Tensor) -> None:
+    """A saved autoencoder with a threshold for each latent, of the whole, set by ranks."""
+    sae, _ = load(source, ranks=ParallelRanks())
+    sae.set_threshold(thresholds)
+    save(target, sae)
+
+
+def absent(folder: Path) -> str:
+    """What a rank says when the first one alone looks into another folder, where nothing is."""
+    ranks = ParallelRanks()
+    try:
+        load(folder / "nothing" if ranks.dictionary_rank == 0 else folder, ranks=ranks)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def refusal(cfg: SaeConfig, n_dictionary: int) -> str:
     try:
         SparseAutoencoder(cfg, SCALE, ranks=ParallelRanks(n_dictionary))

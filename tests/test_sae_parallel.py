@@ -16,6 +16,7 @@ from sae.drawing import unit_rows
 from sae.parallel import ParallelRanks
 from sae.parallel.payload import step_payload
 from tests.rank_jobs import (
+    absent,
     bytes_held,
     kept_of_tied,
     message_of,
@@ -23,6 +24,7 @@ from tests.rank_jobs import (
     reconstructed,
     refusal,
     saved_again,
+    thresholds_set,
     trained,
 )
 from tests.rank_processes import RankProcesses
@@ -174,6 +176,26 @@ def test_reconstructions_at_inference_are_those_of_one_process(groups, tmp_path,
     torch.testing.assert_close(torch.cat([parts[0], parts[2]]), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_a_threshold_for_each_latent_is_shared_too(groups, tmp_path):
+    x, layer = next(batches(1))
+    trained(shape("kron topk"), FIT, list(batches(2)), tmp_path / "one")
+    thresholds = torch.linspace(0.1, 2.0, 64, dtype=torch.float64)
+    groups[4](thresholds_set, tmp_path / "one", tmp_path / "many", thresholds)
+    whole, _ = load(tmp_path / "one")
+    whole.set_threshold(thresholds)
+    expected = whole.reconstruct(x, layer).x_hat
+    assert torch.equal(load(tmp_path / "many")[0].reconstruct(x, layer).x_hat, expected)
+    for part in groups[4](reconstructed, tmp_path / "many", x, layer, 4):
+        torch.testing.assert_close(part, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_file_that_one_rank_does_not_find_is_missed_by_all(groups, tmp_path):
+    trained(shape(), FIT, list(batches(1)), tmp_path)
+    first, *others = groups[4](absent, tmp_path)
+    assert "nothing/sae.safetensors does not exist" in first
+    assert all("another rank has refused this" in said for said in others)
+
+
 @pytest.mark.parametrize("kind", ["topk", "batch_topk"])
 @pytest.mark.parametrize("n", [2, 4])
 def test_among_equal_scores_exactly_k_stay_and_the_lower_rank_goes_first(groups, kind, n):
@@ -263,7 +285,7 @@ def test_a_batch_that_one_rank_refuses_is_refused_by_all(groups):
     answers = groups[4](message_of, cfg, x, layer, {2: (bad, layer[50:]), 3: (bad, layer[50:])})
     assert all(unchanged for _, unchanged in answers)
     assert all("1 of 50 rows of x hold NaN" in said for said, _ in answers[2:])
-    assert all("another rank has refused this step" in said for said, _ in answers[:2])
+    assert all("another rank has refused this" in said for said, _ in answers[:2])
 
 
 def test_ranks_that_see_other_tokens_or_fewer_are_told(groups):

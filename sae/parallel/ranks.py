@@ -94,7 +94,7 @@ class ParallelRanks(Ranks):
             raise error
         failed, most, least, *sums = same.tolist()
         if failed:
-            raise ValueError("another rank has refused this step; its own message says why")
+            raise ValueError("another rank has refused this; its own message says why")
         self._refuse_unlike(most, -least, sums)
 
     def _refuse_unlike(self, most: float, least: float, sums: list[float]) -> None:
