@@ -45,7 +45,7 @@ clean:
 	rm -rf .venv runs
 
 # Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
-.PHONY: bench-training bench-quality bench-store bench-sweep bench-progressive bench-dashboard
+.PHONY: bench-training bench-quality bench-store bench-sweep bench-progressive bench-dashboard bench-parallel
 bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
@@ -63,3 +63,6 @@ bench-progressive: $(READY)  ## One dictionary at many sizes: sorted pruning, Ma
 
 bench-dashboard: $(READY)  ## The dashboard of 65,536 latents in headless Chromium
 	$(BIN)/python -m benchmarks.dashboard $(ARGS)
+
+bench-parallel: $(READY)  ## One autoencoder over several processes: memory of each, bytes exchanged, seconds
+	$(BIN)/python -m benchmarks.parallel $(ARGS)

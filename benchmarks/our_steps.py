@@ -8,20 +8,26 @@ from torch import Tensor
 from actors.allocator import keep_freed_memory
 from benchmarks.worker import Held, Step, bytes_held, serve
 from sae import Fit, FitConfig, KronShape, SaeConfig, SparseAutoencoder
+from sae.ranks import ALONE, Ranks
 
 
-def make(arguments: dict[str, Any], first: Tensor) -> tuple[Step, Held]:
-    """A fit of the wanted shape, its b_dec set from the first batch."""
+def config(arguments: dict[str, Any], d_model: int) -> SaeConfig:
+    """The architecture that a contender's arguments stand for."""
     shape = arguments.get("kron")
-    cfg = SaeConfig(
-        d_model=first.shape[1],
+    return SaeConfig(
+        d_model=d_model,
         d_sae=arguments["d_sae"],
         k=arguments["k"],
         encoder=KronShape(h=shape[0], m=shape[1], n=shape[2]) if shape else "dense",
         selection=arguments["selection"],
         prefixes=tuple(arguments.get("prefixes", ())),
     )
-    fit = Fit(SparseAutoencoder(cfg, {0: 1.0}, seed=None), FitConfig(), n_steps=10_000)
+
+
+def make(arguments: dict[str, Any], first: Tensor, ranks: Ranks = ALONE) -> tuple[Step, Held]:
+    """A fit of the wanted shape, its b_dec set from the first batch."""
+    sae = SparseAutoencoder(config(arguments, first.shape[1]), {0: 1.0}, seed=None, ranks=ranks)
+    fit = Fit(sae, FitConfig(), n_steps=10_000)
     layer = torch.zeros(len(first), dtype=torch.int64)
     fit.initialise(first, layer)
     if not arguments.get("trial"):

@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.config import SaeConfig
-from sae.decoding import decode
+from sae.decoding import decode, decode_segments
 from sae.encoders import DenseEncoder
 from sae.jumprelu import BANDWIDTH, INITIAL_LOG_THRESHOLD, jump
 from sae.kron import KronEncoder
 from sae.latents import SparseLatents
+from sae.ranks import ALONE, Ranks
 from sae.scaling import LayerScale, TokenStandardize
 from sae.selection import ScoreBlock, Selection, select_above, select_batch_top_k, select_top_k
 
@@ -38,7 +39,12 @@ class SparseAutoencoder(nn.Module):
     """
 
     def __init__(
-        self, cfg: SaeConfig, layer_scale: Mapping[int, float], *, seed: int | None = 0
+        self,
+        cfg: SaeConfig,
+        layer_scale: Mapping[int, float],
+        *,
+        seed: int | None = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Draw the initial weights.
 
@@ -46,16 +52,24 @@ class SparseAutoencoder(nn.Module):
             cfg: Architecture.
             layer_scale: For each layer, sqrt(d_model) / (mean norm of its activations). Unused
                 with `token_standardize`.
-            seed: Of the initial weights, the same on every device; None leaves them 0, to be
-                loaded.
+            seed: Of the initial weights, the same on every device and for any number of ranks;
+                None leaves them 0, to be loaded.
+            ranks: Who shares it (docs/dictionary_parallel.md). This object then holds the latents
+                `held` alone, and where its shapes and its codes say d_sae, they are counted.
+
+        Raises:
+            ValueError: If there are fewer latents, or heads, than ranks to share them.
         """
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.ranks = cfg, ranks
         if cfg.encoder == "dense":
-            self.encoder = DenseEncoder(cfg.d_model, cfg.d_sae)
+            self.encoder = DenseEncoder(cfg.d_model, cfg.d_sae, ranks.share(cfg.d_sae))
         else:
-            self.encoder = KronEncoder(cfg.d_model, cfg.encoder)
-        self.w_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_model))
+            self.encoder = KronEncoder(cfg.d_model, cfg.encoder, ranks.share(cfg.encoder.h))
+        self.held = self.encoder.latents
+        """The latents that are held here: all of them, if one process has the autoencoder."""
+        n_held = len(self.held)
+        self.w_dec = nn.Parameter(torch.zeros(n_held, cfg.d_model))
         """(d_sae, d_model): row j is what latent j writes; each row of norm 1."""
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_model))
         """(d_model,)"""
@@ -63,7 +77,7 @@ class SparseAutoencoder(nn.Module):
             LayerScale(layer_scale) if cfg.scaling == "layer_scale" else TokenStandardize()
         )
         jumps = cfg.selection == "jumprelu"
-        self.log_thresholds = nn.Parameter(torch.zeros(cfg.d_sae)) if jumps else None
+        self.log_thresholds = nn.Parameter(torch.zeros(n_held)) if jumps else None
         """(d_sae,): logarithm of each latent's threshold; JumpReLU alone has it."""
         # Smallest value that BatchTopK keeps, averaged over training batches, or what `set_threshold`
         # was given; negative: never set.
@@ -77,7 +91,8 @@ class SparseAutoencoder(nn.Module):
         """Draw encoder and decoder weights from a seed; biases and threshold as at the start."""
         self.w_dec.copy_(self.encoder.initialise(torch.Generator().manual_seed(seed)))
         self.b_dec.zero_()
-        self.threshold = torch.full((), _UNSET, device=self.b_dec.device)
+        was = self.threshold
+        self.threshold = torch.full((), _UNSET, dtype=was.dtype, device=self.b_dec.device)
         if self.log_thresholds is not None:
             self.log_thresholds.fill_(INITIAL_LOG_THRESHOLD)
 
@@ -108,7 +123,9 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(
                 "JumpReLU has learnt a threshold for each latent; write to log_thresholds to change them"
             )
-        self.threshold = values.clone()
+        self.threshold = (
+            values[self.held.start : self.held.stop] if values.ndim else values
+        ).clone()
 
     def encode(self, x: Float[Tensor, "tokens d_model"]) -> SparseLatents:
         """Latents in use, in the autoencoder's units.
@@ -117,7 +134,8 @@ class SparseAutoencoder(nn.Module):
             ValueError: If x has another width or rows that aren't finite, or a BatchTopK
                 autoencoder in eval mode has no threshold yet.
         """
-        self.check(x)
+        with self.ranks.together(x):
+            self.check(x)
         return self._encode(x, by_threshold=not self.training)
 
     def _encode(
@@ -132,36 +150,75 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def _select(self, x: Tensor, *, by_threshold: bool, only: Tensor | None) -> Selection:
-        n_tokens, d_sae = len(x), self.cfg.d_sae
+        n_tokens, n_held = len(x), len(self.held)
         k = self.cfg.k if only is None else min(self.cfg.k, len(only))
-        blocks = self.encoder.blocks(x - self.b_dec, only)
         if by_threshold and self.log_thresholds is None and bool((self.threshold >= 0).all()):
-            return self._select_above(x, blocks, self.threshold.expand(d_sae))
+            blocks = self.encoder.blocks(x - self.b_dec, only)
+            return self._select_above(x, blocks, self.threshold.expand(n_held))
         if self.cfg.selection == "topk":
-            return select_top_k(blocks, n_tokens, k, d_sae)
+            return self.select_top_k(x - self.b_dec, k, only)
+        blocks = self.encoder.blocks(x - self.b_dec, only)
         if self.log_thresholds is not None:
             # In training also those just under their threshold: they are what moves it.
             thresholds = self.log_thresholds.exp() - (0.0 if by_threshold else BANDWIDTH / 2)
             return self._select_above(x, blocks, thresholds)
         if not by_threshold:
-            return select_batch_top_k(blocks, n_tokens, k * n_tokens, d_sae)
+            budget = k * n_tokens * self.ranks.n_batch
+            return self.ranks.batch_top_k(
+                select_batch_top_k(blocks, n_tokens, budget, n_held), budget
+            )
         raise ValueError(
             "this BatchTopK autoencoder has no inference threshold; one is learnt by the first training "
             "step in which a latent is on; train it, give one by `set_threshold`, or encode in training "
             "mode (over the batch)"
         )
 
+    @torch.no_grad()
+    def select_top_k(
+        self,
+        centred: Float[Tensor, "tokens d_model"],
+        k: int,
+        only: Int[Tensor, " latents"] | None = None,
+    ) -> Selection:
+        """The k largest scores of every token: of all latents, or of those in `only`.
+
+        Args:
+            centred: x - b_dec, in the autoencoder's units.
+            k: How many.
+            only: Latents to choose from, by their place in `held`.
+        """
+        if only is not None and not len(only):  # another rank has some
+            chosen = Selection.empty(centred, len(self.held))
+        else:
+            blocks = self.encoder.blocks(centred, only)
+            chosen = select_top_k(blocks, len(centred), k, len(self.held))
+        return self.ranks.top_k(chosen, k)
+
     def _select_above(
         self, x: Tensor, blocks: Iterable[ScoreBlock], thresholds: Tensor
     ) -> Selection:
         bound = self.encoder.score_bound(thresholds.min().clamp(min=0))
-        chosen = select_above(blocks, bound, len(x), self.cfg.d_sae)
+        chosen = select_above(blocks, bound, len(x), len(self.held))
         values = self.encoder.values(chosen, x, self.b_dec)
         return chosen.keep(values > thresholds[chosen.pattern.indices])
 
     def decode(self, latents: SparseLatents) -> Float[Tensor, "tokens d_model"]:
         """Reconstructions, in the autoencoder's units."""
-        return decode(latents, self.w_dec) + self.b_dec
+        return self.written(latents) + self.b_dec
+
+    def written(
+        self, latents: SparseLatents, lengths: Float[Tensor, " d_sae"] | None = None
+    ) -> Float[Tensor, "tokens d_model"]:
+        """What latents write, without the bias. `lengths` is that of `sae.decoding.decode`."""
+        return self.ranks.add_up(decode(latents, self.w_dec, lengths))
+
+    def segments(
+        self, latents: SparseLatents, lengths: Float[Tensor, " d_sae"] | None = None
+    ) -> Float[Tensor, "prefixes tokens d_model"]:
+        """What each ring between two prefixes writes (`sae.decoding.decode_segments`)."""
+        first, n_held = self.held.start, len(self.held)
+        inside = tuple(min(max(size - first, 0), n_held) for size in self.cfg.prefixes)
+        return self.ranks.add_up(decode_segments(latents, self.w_dec, inside, lengths))
 
     def forward(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
         """Encode and decode, in the autoencoder's units."""
@@ -185,11 +242,18 @@ class SparseAutoencoder(nn.Module):
 
         Raises:
             ValueError: If x has another width or rows that aren't finite, a layer has no scale,
-                or a BatchTopK autoencoder was never trained.
+                or a BatchTopK autoencoder was never trained; or `only` is given where ranks share
+                the autoencoder.
         """
+        if only is not None and self.ranks.n_dictionary > 1:
+            raise ValueError(
+                f"`only` names latents of an autoencoder that {self.ranks.n_dictionary} ranks share; "
+                "it is for a whole one; save it and load it in one process"
+            )
         inside = x.to(self.b_dec.dtype)
-        self.check(inside)
-        units = self.scaling.units(inside, layer)
+        with self.ranks.together(inside):
+            self.check(inside)
+            units = self.scaling.units(inside, layer)
         latents = self._encode(units.scale(inside), by_threshold=True, only=only)
         return Reconstruction(units.restore(self.decode(latents)).to(x.dtype), latents)
 

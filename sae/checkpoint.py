@@ -2,11 +2,15 @@
 
 `sae.safetensors` alone is a whole checkpoint: its metadata holds the configuration, so a file is
 either there with all of it or not there. `sae.json` says the same for people.
+
+Where ranks share an autoencoder, all of them call these functions, each writes and reads its rows, and
+the files are those of one process: either can go on with what the other saved.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sae import row_file
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
 from sae.fit import Fit
+from sae.ranks import ALONE, Ranks
+from sae.row_file import HeldRows
 
 FORMAT = "strata-sae"
 VERSION = 1
+_PER_LATENT = frozenset({"w_dec", "log_thresholds", "threshold", "tokens_since"})
 
 
 def save(
@@ -42,26 +50,36 @@ def save(
         "extra": dict(extra or {}),
     }
     text, folder = json.dumps(header), Path(folder)
-    _write(folder / "sae.safetensors", sae.state_dict(), {FORMAT: text})
+    _write(folder / "sae.safetensors", sae, sae.state_dict(), {FORMAT: text})
+    if sae.ranks.batch_rank or sae.ranks.dictionary_rank:
+        return
     partial = folder / "sae.json.partial"
     partial.write_text(json.dumps(header, indent=2) + "\n")
     os.replace(partial, folder / "sae.json")
 
 
 def load(
-    folder: Path | str, device: torch.device | str = "cpu"
+    folder: Path | str, device: torch.device | str = "cpu", ranks: Ranks = ALONE
 ) -> tuple[SparseAutoencoder, dict[str, Any]]:
     """The autoencoder of a folder, in eval mode, and the `extra` it was saved with.
+
+    Args:
+        folder: Where it was saved.
+        device: Where it is wanted.
+        ranks: Who shares it from now on; each reads its own rows.
 
     Raises:
         ValueError: If the folder holds none, a damaged one, or one of a later version.
     """
     folder = Path(folder)
-    tensors, metadata = _read(folder / "sae.safetensors", device)
-    header = _header(metadata, folder / "sae.safetensors")
-    scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
-    with torch.device("meta"):
-        sae = SparseAutoencoder(config_from_json(header["config"]), scale, seed=None)
+    with ranks.together(), _opened(folder / "sae.safetensors", device) as file:
+        header = _header(file.metadata() or {}, folder / "sae.safetensors")
+        scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
+        cfg = config_from_json(header["config"])
+        with torch.device("meta"):
+            sae = SparseAutoencoder(cfg, scale, seed=None, ranks=ranks)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        tensors = row_file.read(file, _held(sae, shapes))
     if "threshold" in tensors:  # one value, or one for each latent
         sae.threshold = torch.empty_like(tensors["threshold"], device="meta")
     try:
@@ -88,7 +106,9 @@ def save_fit(folder: Path | str, fit: Fit, extra: Mapping[str, Any] | None = Non
         "config": config_to_json(fit.sae.cfg),
         "extra": dict(extra or {}),
     }
-    _write(Path(folder) / "fit.safetensors", fit.state_dict(), {FORMAT: json.dumps(header)})
+    _write(
+        Path(folder) / "fit.safetensors", fit.sae, fit.state_dict(), {FORMAT: json.dumps(header)}
+    )
 
 
 def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
@@ -98,14 +118,17 @@ def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
         ValueError: If the folder holds none, or one of another configuration or version.
     """
     folder = Path(folder)
-    tensors, metadata = _read(folder / "fit.safetensors", fit.sae.b_dec.device)
-    header = _header(metadata, folder / "fit.safetensors")
-    saved = config_from_json(header["config"])
-    if saved != fit.sae.cfg:
-        raise ValueError(
-            f"the training state in {folder} is of {saved}, this fit is of {fit.sae.cfg}; a fit "
-            "resumes with the configuration it began with; restore that, or start anew"
-        )
+    path, device = folder / "fit.safetensors", fit.sae.b_dec.device
+    with fit.sae.ranks.together(), _opened(path, device) as file:
+        header = _header(file.metadata() or {}, path)
+        saved = config_from_json(header["config"])
+        if saved != fit.sae.cfg:
+            raise ValueError(
+                f"the training state in {folder} is of {saved}, this fit is of {fit.sae.cfg}; a fit "
+                "resumes with the configuration it began with; restore that, or start anew"
+            )
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        tensors = row_file.read(file, _held(fit.sae, shapes))
     fit.load_state_dict(tensors)
     return header["extra"]
 
@@ -127,7 +150,36 @@ def config_from_json(data: Mapping[str, Any]) -> SaeConfig:
     )
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def _held(sae: SparseAutoencoder, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, HeldRows]:
+    """Rows that a rank holds of the tensors of a saved autoencoder, or of a saved training.
+
+    Tensors are known by their names; scalars, and what is not named after latents, all ranks hold.
+    """
+    if sae.ranks.n_dictionary == 1:
+        return {}
+    of_encoder = HeldRows(rows=sae.encoder.rows, n_rows=sae.encoder.n_rows)
+    of_latents = HeldRows(rows=[sae.held], n_rows=sae.cfg.d_sae)
+    held = {}
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        if shape and "encoder" in parts:
+            held[name] = of_encoder
+        elif shape and not _PER_LATENT.isdisjoint(parts):
+            held[name] = of_latents
+    return held
+
+
+def _write(
+    path: Path,
+    sae: SparseAutoencoder,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: dict[str, str],
+) -> None:
+    ranks = sae.ranks
+    if ranks.n_dictionary * ranks.n_batch > 1:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        row_file.write(path, tensors, _held(sae, shapes), metadata, ranks)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -137,14 +189,15 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
     os.replace(partial, path)
 
 
-def _read(path: Path, device: torch.device | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; a saved autoencoder is a folder with that file; check the path"
         )
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); copying or writing it was cut "

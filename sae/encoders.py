@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.bags import weighted_sums
+from sae.drawing import unit_rows
 from sae.latents import Pattern
 from sae.selection import MatrixBlock, Selection
 
@@ -35,18 +36,24 @@ def token_blocks(
 class DenseEncoder(nn.Module):
     """Latent j of activation x is ReLU(w_enc[j] . (x - b_dec) + b_enc[j])."""
 
-    def __init__(self, d_model: int, d_sae: int) -> None:
+    def __init__(self, d_model: int, d_sae: int, held: range | None = None) -> None:
+        """Weights of 0, for all of `d_sae` latents or for those held here."""
         super().__init__()
-        self.w_enc = nn.Parameter(torch.zeros(d_sae, d_model))
+        self.latents = range(d_sae) if held is None else held
+        """Latents whose weights these are."""
+        self.rows = [self.latents]
+        """Rows of the whole encoder's weights that these are."""
+        self.n_rows = d_sae
+        """Rows of the whole encoder's weights."""
+        self.w_enc = nn.Parameter(torch.zeros(len(self.latents), d_model))
         """(d_sae, d_model): row j reads latent j."""
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(len(self.latents)))
         """(d_sae,)"""
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Float[Tensor, "d_sae d_model"]:
         """Draw unit rows; return them as the decoder's rows too (Gao et al. 2024, tied start)."""
-        w_enc = torch.randn(self.w_enc.shape, generator=generator, device=generator.device)
-        self.w_enc.copy_(F.normalize(w_enc, dim=1))
+        self.w_enc.copy_(unit_rows(generator, self.n_rows, self.w_enc.shape[1], self.rows))
         self.b_enc.zero_()
         return self.w_enc.clone()
 

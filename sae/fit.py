@@ -10,14 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.autoencoder import SparseAutoencoder
-from sae.decoding import decode, decode_segments
 from sae.firing import Firing
 from sae.jumprelu import sparsity_penalty
 from sae.latents import SparseLatents
 from sae.losses import auxk_loss, auxk_size, nested_loss, total_variance
-from sae.selection import select_top_k
-
-_ROWS_AT_ONCE = 512  # Rows of the decoder that stay in cache between two passes.
+from sae.sphere import step_on_sphere
 
 
 class DivergenceError(ValueError):
@@ -163,7 +160,7 @@ class Fit:
         """
         self.sae, self.cfg, self.n_steps, self.seed = sae, cfg, n_steps, seed
         self.step_count = 0
-        self.firing = Firing(sae.cfg.d_sae, sae.b_dec.device)
+        self.firing = Firing(len(sae.held), sae.b_dec.device, sae.ranks)
         self.adam = torch.optim.AdamW(
             sae.parameters(), lr=1.0, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
         )
@@ -178,7 +175,7 @@ class Fit:
         """
         scaled = self._scaled(x, layer)[0]
         self.sae.initialise(self.seed)
-        self.sae.b_dec.copy_(scaled.mean(0))
+        self.sae.b_dec.copy_(self.sae.ranks.batch_mean(scaled))
 
     def step(self, x: Float[Tensor, "tokens d_model"], layer: Int[Tensor, " tokens"]) -> StepReport:
         """Train on a batch.
@@ -191,35 +188,42 @@ class Fit:
             ValueError: If x has another width or rows that aren't finite, or a layer has no scale;
                 nothing is changed then. If the loss overflows: weights and optimizer are not changed.
         """
-        sae = self.sae
+        sae, ranks = self.sae, self.sae.ranks
         scaled, unit = self._scaled(x, layer)
         sae.train()
         self.adam.zero_grad()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.is_cuda):
             latents = sae.encode(scaled)
-        lengths = torch.ones(sae.cfg.d_sae, device=x.device, requires_grad=True)
-        segments = decode_segments(latents, sae.w_dec, sae.cfg.prefixes, lengths)
+        lengths = torch.ones_like(self.firing.tokens_since, dtype=_wide(sae.w_dec.dtype))
+        lengths.requires_grad_()
+        segments = sae.segments(latents, lengths)
         weights = self._prefix_weights(len(segments))
-        loss, error = nested_loss(scaled, segments, sae.b_dec, weights)
-        self._refuse_overflow("loss", loss)
+        # All ranks that divide the latents compute this loss; one of them moves b_dec by it.
+        b_dec = sae.b_dec if ranks.dictionary_rank == 0 else sae.b_dec.detach()
+        loss, error = nested_loss(scaled, segments, b_dec, weights, ranks)
+        self._refuse_overflow("loss", ranks.over_batch(loss))
         self.firing.update(latents)
         dead = self.firing.dead(self.cfg.dead_after_tokens)
         aux = self._auxk(scaled, error, dead, lengths)
         loss = loss + self.cfg.auxk_coefficient * aux
+        total = ranks.over_batch(loss)
         if latents.gates is not None:
-            paid = sparsity_penalty(latents, self.cfg.sparsity_penalty)
-            loss = loss + self.cfg.sparsity_coefficient * paid
+            paid = sparsity_penalty(latents, self.cfg.sparsity_penalty, ranks)
+            paid = self.cfg.sparsity_coefficient * paid
+            loss, total = loss + paid, total + ranks.over_batch(ranks.over_latents(paid))
         loss.backward()
         lr = self.cfg.lr_at(self.step_count, self.n_steps, sae.cfg.d_sae)
         norm = self._update(lr, lengths)
         self._track_threshold(latents)
         self.step_count += 1
+        n_on = ranks.over_batch((latents.values > 0).sum())
+        n_on, n_dead = ranks.over_latents(torch.stack([n_on, dead.sum()]))
         figures = [
-            loss,
-            (error * unit).square().sum() / total_variance(x),
-            (latents.values > 0).sum() / latents.n_tokens,
-            dead.float().mean(),
-            aux,
+            total,
+            ranks.over_batch((error * unit).square().sum()) / total_variance(x, ranks),
+            n_on / (latents.n_tokens * ranks.n_batch),
+            n_dead / sae.cfg.d_sae,
+            ranks.over_batch(aux),
             norm,
         ]
         loss, fvu, l0, dead_fraction, aux, norm = torch.stack(
@@ -248,8 +252,9 @@ class Fit:
 
     def _scaled(self, x: Tensor, layer: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self.sae.b_dec.dtype)
-        self.sae.check(x)
-        units = self.sae.scaling.units(x, layer)
+        with self.sae.ranks.together(x):
+            self.sae.check(x)
+            units = self.sae.scaling.units(x, layer)
         return units.scale(x), units.unit
 
     def _prefix_weights(self, n_prefixes: int) -> Tensor:
@@ -265,34 +270,42 @@ class Fit:
         Stays within the encoder and decoder rows of dead latents; b_dec takes no part.
         """
         sae = self.sae
-        ids = dead.nonzero().flatten() if self.cfg.auxk_coefficient else dead.new_zeros(0).long()
-        if not len(ids):
+        n_dead = int(sae.ranks.over_latents(dead.sum())) if self.cfg.auxk_coefficient else 0
+        if not n_dead:
             return scaled.new_zeros(())
         k_aux = auxk_size(sae.cfg.d_model)
         b_dec = sae.b_dec.detach()
         with torch.autocast(scaled.device.type, dtype=torch.bfloat16, enabled=scaled.is_cuda):
-            blocks = sae.encoder.blocks(scaled - b_dec, only=ids)
-            chosen = select_top_k(blocks, len(scaled), min(k_aux, len(ids)), sae.cfg.d_sae)
+            ids = dead.nonzero().flatten()
+            chosen = sae.select_top_k(scaled - b_dec, min(k_aux, n_dead), ids)
         values = sae.encoder.values(chosen, scaled, b_dec)
-        explained = decode(SparseLatents(values, chosen.pattern), sae.w_dec, lengths)
-        return auxk_loss(residual, explained) * min(len(ids) / k_aux, 1.0)
+        explained = sae.written(SparseLatents(values, chosen.pattern), lengths)
+        return auxk_loss(residual, explained, sae.ranks) * min(n_dead / k_aux, 1.0)
 
     @torch.no_grad()
     def _update(self, lr: float, lengths: Tensor) -> Tensor:
         """One step of Adam under the constraint that decoder rows have norm 1."""
-        w_dec = self.sae.w_dec
+        w_dec, b_dec, ranks = self.sae.w_dec, self.sae.b_dec, self.sae.ranks
         gradient, along = w_dec.grad, lengths.grad
         assert gradient is not None
         assert along is not None
+        grads = {p: p.grad for p in self.sae.parameters() if p.grad is not None}
+        own = [grad for p, grad in grads.items() if p is not b_dec]
+        ranks.sum_gradients([*own, along], [grads[b_dec]])
         # What lies along the rows, which have norm 1, is taken out of the decoder's gradient.
         squares = [_square(gradient) - _square(along)]
-        others = (p.grad for p in self.sae.parameters() if p is not w_dec)
-        squares += [_square(grad) for grad in others if grad is not None]
-        norm = torch.stack(squares).sum().clamp(min=0).sqrt()
+        # The rest of what this rank holds; b_dec, which all hold, counts once.
+        others = {p: grad for p, grad in grads.items() if p is not w_dec}
+        if ranks.dictionary_rank > 0:
+            del others[b_dec]
+        squares += [_square(grad) for grad in others.values()]
+        norm = ranks.over_latents(torch.stack(squares).sum()).clamp(min=0).sqrt()
         self._refuse_overflow("gradient's norm", norm)
         clipped = (norm / self.cfg.grad_clip).clamp(min=1.0).float()
         self.adam.param_groups[0]["lr"] = lr
-        self._update_decoder(gradient, along[:, None].to(w_dec.dtype), clipped)
+        state = self.adam.state[w_dec]
+        along = along[:, None].to(w_dec.dtype)
+        step_on_sphere(w_dec, state, self.adam.param_groups[0], gradient, along, clipped)
         w_dec.grad = None
         # Fused Adam divides the gradient by this as it reads it: clipping without a pass of its own.
         self.adam.grad_scale = clipped  # pyright: ignore[reportAttributeAccessIssue]
@@ -300,42 +313,13 @@ class Fit:
         self.adam.zero_grad()
         return norm
 
-    def _update_decoder(self, gradient: Tensor, along: Tensor, grad_scale: Tensor) -> None:
-        """Adam's step of the decoder, some rows at a time, so that all of it happens in cache.
-
-        The gradient loses what lies along its row and is clipped; Adam is the kernel that `self.adam`
-        runs for the other weights; then the rows are brought back to norm 1.
-        """
-        w_dec, group = self.sae.w_dec, self.adam.param_groups[0]
-        state = self.adam.state[w_dec]
-        if not state:
-            state["step"] = torch.zeros((), device=w_dec.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(w_dec) for _ in range(2))
-        state["step"] += 1
-        at_once = len(w_dec) if w_dec.is_cuda else _ROWS_AT_ONCE
-        tensors = (gradient, along, w_dec, state["exp_avg"], state["exp_avg_sq"])
-        blocks = (tensor.split(at_once) for tensor in tensors)
-        for grad, part, rows, mean, square in zip(*blocks, strict=True):
-            tangent = torch.addcmul(grad, part, rows, value=-1)
-            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
-                *([rows], [tangent], [mean], [square], [], [state["step"]]),
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=grad_scale,
-            )
-            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            rows /= norms.clamp(min=torch.finfo(rows.dtype).tiny)
-
     @torch.no_grad()
     def _track_threshold(self, latents: SparseLatents) -> None:
-        if self.sae.cfg.selection != "batch_topk" or not len(latents.values):
+        if self.sae.cfg.selection != "batch_topk":
             return
-        smallest, threshold = latents.values.min(), self.sae.threshold
+        smallest, threshold = self.sae.ranks.smallest(latents.values), self.sae.threshold
+        if smallest is None:
+            return
         momentum = self.cfg.threshold_momentum
         moved = momentum * threshold + (1 - momentum) * smallest
         threshold.copy_(torch.where(threshold < 0, smallest, moved))
@@ -376,6 +360,10 @@ class Fit:
                 self.adam.state[parameter] = saved
         self.firing.tokens_since.copy_(state["firing.tokens_since"])
         self.step_count = int(state["step"])
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _square(x: Tensor) -> Tensor:

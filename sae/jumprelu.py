@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.latents import SparseLatents
+from sae.ranks import ALONE, Ranks
 
 BANDWIDTH = 1e-3
 """Width of the estimate's rectangle; the papers' value, for inputs of mean square 1."""
@@ -31,15 +32,17 @@ def jump(
     return _Jump.apply(acts, thresholds), _Gate.apply(acts, thresholds)
 
 
-def sparsity_penalty(latents: SparseLatents, kind: Literal["step", "tanh"]) -> Float[Tensor, ""]:
-    """What JumpReLU pays for latents in use, per token.
+def sparsity_penalty(
+    latents: SparseLatents, kind: Literal["step", "tanh"], ranks: Ranks = ALONE
+) -> Float[Tensor, ""]:
+    """What JumpReLU pays for latents in use, per token of the batch: of `ranks`, this one's part.
 
     `step`: their number, L0. `tanh`: the sum of tanh(value), which charges small values less and
     pushes them down as well; decoder rows have norm 1, so values compare.
     """
     assert latents.gates is not None
     paid = latents.gates if kind == "step" else latents.values.tanh()
-    return paid.sum() / latents.n_tokens
+    return paid.sum() / (latents.n_tokens * ranks.n_batch)
 
 
 class _Jump(torch.autograd.Function):

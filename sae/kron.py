@@ -10,7 +10,7 @@ and writes the same directions. It is the same family of functions: the bias can
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.config import KronShape
+from sae.drawing import unit_rows
 from sae.encoders import BLOCK_ELEMENTS, BLOCK_LATENTS, linear_grads, token_blocks
 from sae.kernels import kernels_for
 from sae.latents import Pattern
@@ -60,12 +61,25 @@ class _Root(torch.autograd.Function):
 class KronEncoder(nn.Module):
     """Latents as mAND of every base row with every extension row of the same head."""
 
-    def __init__(self, d_model: int, shape: KronShape) -> None:
+    def __init__(self, d_model: int, shape: KronShape, heads: range | None = None) -> None:
+        """Weights of 0, for all heads of `shape` or for those held here."""
         super().__init__()
-        self.shape = shape
-        self.w_enc = nn.Parameter(torch.zeros(shape.n_rows, d_model))
+        h, m, n = shape.h, shape.m, shape.n
+        heads = range(h) if heads is None else heads
+        self.shape = replace(shape, h=len(heads))
+        """Of what is held: its h counts the heads held."""
+        self.latents = range(heads.start * m * n, heads.stop * m * n)
+        """Latents whose weights these are."""
+        self.rows = [
+            range(heads.start * m, heads.stop * m),
+            range(h * m + heads.start * n, h * m + heads.stop * n),
+        ]
+        """Rows of the whole encoder's weights that these are."""
+        self.n_rows = shape.n_rows
+        """Rows of the whole encoder's weights."""
+        self.w_enc = nn.Parameter(torch.zeros(self.shape.n_rows, d_model))
         """(h*m + h*n, d_model): first P, row a*m + i; then Q, row h*m + a*n + j."""
-        self.b_enc = nn.Parameter(torch.zeros(shape.n_rows))
+        self.b_enc = nn.Parameter(torch.zeros(self.shape.n_rows))
         """(h*m + h*n,), added before the ReLU; there is no bias per latent."""
 
     @torch.no_grad()
@@ -75,8 +89,7 @@ class KronEncoder(nn.Module):
         The paper draws P and Q at deviation 1/sqrt(2 d_sae); unit rows point the same way and
         give pre-activations of deviation 1 when the input has norm sqrt(d_model).
         """
-        w_enc = torch.randn(self.w_enc.shape, generator=generator, device=generator.device)
-        self.w_enc.copy_(F.normalize(w_enc, dim=1))
+        self.w_enc.copy_(unit_rows(generator, self.n_rows, self.w_enc.shape[1], self.rows))
         self.b_enc.zero_()
         h, m, n = self.shape.h, self.shape.m, self.shape.n
         base, extension = (

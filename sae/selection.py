@@ -65,6 +65,13 @@ class Selection:
     scores: Float[Tensor, " entries"]
     leads: Float[Tensor, " entries"]
 
+    @staticmethod
+    def empty(like: Float[Tensor, "tokens d_model"], d_sae: int) -> "Selection":
+        """No entries, for as many tokens, on the same device and in the same dtype."""
+        offsets = torch.zeros(len(like) + 1, dtype=torch.int64, device=like.device)
+        none = like.new_zeros(0)
+        return Selection(Pattern(indices=offsets[:0], offsets=offsets, d_sae=d_sae), none, none)
+
     def keep(self, mask: Bool[Tensor, " entries"]) -> "Selection":
         """The entries where `mask` is true."""
         before = F.pad(mask.cumsum(0), (1, 0))
