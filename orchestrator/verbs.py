@@ -173,6 +173,18 @@ def runs(args: Namespace) -> None:
         _console().print(show(uri, found))
 
 
+def status(args: Namespace) -> None:
+    """Say how a run stands, from its directory alone."""
+    from orchestrator.pages import status_page
+    from orchestrator.status import status
+
+    found = status(config_file.load(args.config))
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        status_page.show(_console(), found)
+
+
 def ui(args: Namespace) -> None:
     """Serve MLflow's pages on the right store, on this machine only."""
     from orchestrator.tracking.queries import serve

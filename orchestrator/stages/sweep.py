@@ -22,7 +22,6 @@ from orchestrator.cluster import Placement
 from orchestrator.errors import UserError
 from orchestrator.planning.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
-from orchestrator.progress import stage
 from orchestrator.run_directory import read_json
 from orchestrator.session import Session
 from orchestrator.stages.group_file import GroupStage
@@ -66,11 +65,21 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
         if cfg.sweep.stop.method != "none":
             scheduler = LikeWithLike(cfg.sweep.stop, trials, all_known=suggestions is None)
         train(session, suggestions or trials, n_left, len(ids), pool, scheduler)
-    found = [(trial, read_json(trial.result_file)) for trial in trials]
+    found = [(trial, _result(trial)) for trial in trials]
     if n_left:
         session.say(f"sweep     {waiting(cfg, [result for _, result in found])}")
     _tell_of_stopped(session, found)
     return found
+
+
+def _result(trial: Trial) -> Result:
+    result = read_json(trial.result_file)
+    if result.get("trial") != trial.id:
+        raise UserError(
+            f"{trial.result_file} is of the trial {result.get('trial')!r}, and its folder is that of {trial.id}; it "
+            "was copied or edited: delete it, and the same command makes it again"
+        )
+    return result
 
 
 def train(
@@ -107,16 +116,17 @@ def train(
     n_tokens = sum(trial.n_steps * trial.fit.batch_tokens for trial in waiting_trials)
     n_tokens += (n_left - len(waiting_trials)) * session.cfg.sweep.tokens
     with (
-        session.run.timed(title),
-        stage(session.console, f"{title} {n_left} trials", n_tokens, "tokens", view) as bar,
+        session.stage(title, n_tokens, "tokens", view) as bar,
         harvesting_beside(session, pool),
     ):
-        report = Report(session.tracker, view, bar, n_left)
         placement = Placement.of_trainers(session.cfg.compute)
+        report = Report(session.tracker, view, bar, n_left, placement.capacity)
         with _shared_chunks(session, placement, n_groups) as shared:
             _tune(session, trials, n_left, placement, scheduler, report, shared)
-        rate, seconds = bar.rate, bar.seconds
-    session.say(f"{title:<9} {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all)")
+        rate, seconds, limit = bar.rate, bar.seconds, bar.figures.limit
+    session.say(
+        f"{title:<9} {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all, {limit})"
+    )
 
 
 def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]:
