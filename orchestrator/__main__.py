@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
         )
         _add_set(sub)
     _add_export(verbs.choices["export"])
+    verbs.choices["plan"].add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="model the run on a cluster of N GPUs instead of this machine (docs/scale.md); of the model "
+        "config.json is enough",
+    )
     verbs.choices["evaluate"].add_argument(
         "--baselines",
         action="store_true",

@@ -113,7 +113,7 @@ class StageProgress:
     @property
     def rate(self) -> float:
         """Units per second so far."""
-        return self._done / max(time.monotonic() - self._start, 1e-3)
+        return self.done / max(time.monotonic() - self._start, 1e-3)
 
     @property
     def seconds_left(self) -> float | None:

@@ -14,6 +14,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from storage.bulk_file import Bytes
+from storage.errors import StoreError
 from storage.files import FileRecord, read_parts, sync, write_file
 
 

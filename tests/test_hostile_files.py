@@ -14,6 +14,7 @@ from actors.model_source import ModelSource
 from orchestrator import config_file
 from orchestrator.config import TrackingConfig
 from orchestrator.errors import UserError
+from orchestrator.progress_file import ProgressFile
 from orchestrator.redaction import redacted
 from orchestrator.run_directory import RunDirectory, read_summary, write_json
 from orchestrator.stages.group_file import load_groups
@@ -193,6 +194,18 @@ def test_a_tracking_address_with_a_secret_is_refused_and_not_repeated(tmp_path: 
         config_file.load(write_config(tmp_path, tracking={"uri": uri}))
     assert "hunter2" not in str(error.value)
     assert TrackingConfig(uri="postgresql://somebody@host/x?sslmode=require").uri is not None
+
+
+def test_the_error_that_ended_a_call_is_kept_without_secrets(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "planted-account-key")
+    with pytest.raises(RuntimeError), ProgressFile.kept(run):
+        raise RuntimeError("refused: planted-account-key at https://me:mine@host")
+    text = run.progress.read_text()
+    assert "planted" not in text
+    assert "mine" not in text
+    assert json.loads(text)["error"] == "refused: *** at https://***@host"
 
 
 def test_secrets_of_the_environment_and_of_addresses_are_hidden(monkeypatch: pytest.MonkeyPatch):
