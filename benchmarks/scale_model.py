@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.language_model import describe
+from orchestrator.config import RunConfig
 from orchestrator.config_file import parse
 from orchestrator.pages.scale_page import COLUMNS, cells, lines
 from orchestrator.planning.plan import plan
-from orchestrator.planning.scale import Hardware, Scale, scale
+from orchestrator.planning.scale import Hardware, Scale, model_flops, scale
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- python -m benchmarks.scale_model --write -->\n", "<!-- end -->\n"
@@ -26,68 +27,69 @@ TOKENS = {"1 B": 10**9, "10 B": 10**10, "100 B": 10**11}
 GPUS = 64
 
 
-def modelled(folder: Path, name: str, n_tokens: int) -> Scale:
-    """A run of a model that is not on the disk: its config.json is enough.
+def modelled() -> dict[tuple[str, str], Scale]:
+    """By model and number of tokens. The models are not on the disk: their config.json is enough."""
+    found = {}
+    for name, sizes in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            config = {
+                **sizes,
+                "model_type": "llama",
+                "num_attention_heads": sizes["hidden_size"] // 128,
+                "num_key_value_heads": 8,
+                "vocab_size": 128_256,
+                "max_position_embeddings": 8192,
+            }
+            Path(folder, "config.json").write_text(json.dumps(config))
+            flops = None
+            for label, n_tokens in TOKENS.items():
+                cfg = _configuration(folder, sizes["hidden_size"], n_tokens)
+                shape = describe(cfg.model)
+                figures = plan(cfg, shape)
+                flops = flops or model_flops(cfg, shape, figures)
+                hardware = Hardware(gpus=GPUS)
+                found[name, label] = scale(cfg, shape, figures, flops, hardware)
+    return found
 
-    Args:
-        folder: Where that is written.
-        name: One of MODELS.
-        n_tokens: To harvest, and to train every trial on.
-    """
-    sizes = MODELS[name]
-    d_model = sizes["hidden_size"]
-    config = {
-        **sizes,
-        "model_type": "llama",
-        "num_attention_heads": d_model // 128,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-        "max_position_embeddings": 8192,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    h = 2 * d_model
-    cfg = parse(
+
+def _configuration(folder: str, d_model: int, n_tokens: int) -> RunConfig:
+    return parse(
         {
-            "run_dir": str(folder / "run"),
-            "model": {"name": str(folder), "dtype": "bfloat16"},
+            "run_dir": f"{folder}/run",
+            "model": {"name": folder, "dtype": "bfloat16"},
             "corpus": {"source": "stdlib"},
             "harvest": {
                 "tokens": n_tokens,
                 "pilot_tokens": 10**7,
                 "validation_tokens": 10**6,
                 "context": 1024,
-                "batch_tokens": 32_768,
+                "batch_tokens": 2048,
                 "store": "s3://bucket/run",
             },
             "group": {"n_groups": 8},
             "sweep": {
                 "d_sae": 16 * d_model,
                 "k": [32, 64],
-                "tokens": n_tokens,
-                "encoders": ["dense", {"h": h, "m": 2, "n": 4}],
+                "encoders": ["dense", {"h": 2 * d_model, "m": 2, "n": 4}],
                 "selection": ["batch_topk"],
+                "tokens": n_tokens,
             },
             "train": {"batch_tokens": 8192},
             "evaluate": {"sequences": 512},
             "compute": {"cpus": 8, "gpus_per_actor": 1},
         },
-        name,
+        "the configuration of docs/scale.md",
     )
-    shape = describe(cfg.model)
-    return scale(cfg, shape, plan(cfg, shape), Hardware(gpus=GPUS))
 
 
-def figures() -> str:
-    """All tables, in Markdown."""
+def tables(runs: Mapping[tuple[str, str], Scale]) -> str:
+    """All of them, in Markdown."""
     text = ""
-    for name in MODELS:
-        for label, n_tokens in TOKENS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                found = modelled(Path(folder), name, n_tokens)
-            text += f"\n### {name}, {label} tokens\n\n| {' | '.join(COLUMNS)} |\n"
-            text += f"|{'---|' * len(COLUMNS)}\n"
-            text += "".join(f"| {' | '.join(row)} |\n" for row in cells(found))
-            text += "\n" + "".join(f"- {line}\n" for line in lines(found))
+    for (name, label), found in runs.items():
+        text += f"\n### {name}, {label} tokens\n\n| {' | '.join(COLUMNS)} |\n"
+        text += f"|{'---|' * len(COLUMNS)}\n"
+        text += "".join(f"| {' | '.join(row)} |\n" for row in cells(found))
+        text += "\n" + "".join(f"- {line}\n" for line in lines(found))
     return text + "\n"
 
 
@@ -98,7 +100,7 @@ def written(text: str) -> str:
 
 def main() -> None:
     """Print, or write."""
-    made = figures()
+    made = tables(modelled())
     if "--write" not in sys.argv[1:]:
         print(made)
         return

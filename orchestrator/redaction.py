@@ -14,13 +14,15 @@ _IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*:[^/\s@'\"]*(?=@)")
 HIDDEN = "***"
 
 
-def redacted(text: str) -> str:
-    """The text with HIDDEN for user and password of every URL, and for what secrets of the environment hold.
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable holds a secret, by its name: AWS_SECRET_ACCESS_KEY, HF_TOKEN."""
+    return _SECRET.search(variable) is not None
 
-    A variable is taken for a secret by its name: AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, HF_TOKEN.
-    """
+
+def redacted(text: str) -> str:
+    """The text with HIDDEN for user and password of every URL, and for what secrets of the environment hold."""
     text = _IN_URL.sub(HIDDEN, text)
-    secrets = {value for name, value in os.environ.items() if _SECRET.search(name)}
+    secrets = {value for name, value in os.environ.items() if is_secret(name)}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)

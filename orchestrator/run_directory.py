@@ -294,7 +294,9 @@ def read_summary(run: RunDirectory) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError) as error:
         fault = repr(error)
     else:
-        named = all(isinstance(t, str) and Path(t).name == t and t != ".." for t in trials)
+        named = all(
+            isinstance(t, str) and t not in ("", "..") and Path(t).name == t for t in trials
+        )
         if named and all(isinstance(n, int) for n in numbers):
             return data
         fault = "it names trials, groups or layers that can be none"

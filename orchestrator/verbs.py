@@ -98,7 +98,7 @@ def plan(args: Namespace) -> None:
     from orchestrator.planning import plan as planning
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.rounding import int8_cost
-    from orchestrator.planning.scale import Hardware, scale
+    from orchestrator.planning.scale import Hardware, model_flops, scale
     from orchestrator.run_directory import RunDirectory
 
     cfg = config_file.load(args.config, args.overrides)
@@ -108,7 +108,8 @@ def plan(args: Namespace) -> None:
     if args.gpus is not None:
         if args.gpus < 1:
             raise UserError(f"--gpus {args.gpus}: a cluster has 1 GPU or more; give their number")
-        scale_page.show(console, scale(cfg, shape, figures, Hardware(gpus=args.gpus)))
+        flops = model_flops(cfg, shape, figures)
+        scale_page.show(console, scale(cfg, shape, figures, flops, Hardware(gpus=args.gpus)))
         return
     plan_page.show_rounding(console, int8_cost(RunDirectory.of(cfg).validation))
     planning.refuse_what_cannot_fit(figures, cfg)

@@ -12,6 +12,7 @@ from actors.errors import InputError
 from actors.language_model import describe
 from actors.model_source import ModelSource
 from orchestrator import config_file
+from orchestrator.__main__ import main
 from orchestrator.config import TrackingConfig
 from orchestrator.errors import UserError
 from orchestrator.progress_file import ProgressFile
@@ -27,7 +28,7 @@ from storage.errors import StoreError
 from storage.places import place
 from storage.root import read_root
 from storage.verify import Verification
-from tests.runs import ROOT, SMALL_RUN, strata, write_config
+from tests.runs import ROOT, SMALL_RUN, write_config
 from tests.stores import filled_store, small_spec
 
 OUTSIDE = ("../outside", "a/../../outside", "/etc/passwd", "..", "a/..", "nul\0l")
@@ -147,13 +148,13 @@ def test_suggestions_that_are_none_are_refused_in_words(tmp_path: Path):
             Suggestions(cfg, [0, 1], 128, lambda found: pytest.fail(found.id), file)
 
 
-def test_a_trial_is_named_and_no_path(finished: tuple[Path, str]):
-    run = finished[0].parent / "runs" / "small"
-    before = sorted(run.parent.rglob("*"))
-    status, output = strata("export", run, "--to", "safetensors", "--trial", "../../small/trials")
-    assert status == 2, output
-    assert "has no finished trial of that name" in output
-    assert sorted(run.parent.rglob("*")) == before
+@pytest.mark.parametrize("trial", ["../../outside", "../trials", "/tmp", ".", ""])
+def test_a_trial_is_named_and_no_path(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], trial: str
+):
+    assert main(["export", str(run.path), "--to", "safetensors", "--trial", trial]) == 2
+    assert "has no finished trial of that name" in capsys.readouterr().err
+    assert not run.exports.exists()
 
 
 def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path):

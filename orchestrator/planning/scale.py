@@ -142,14 +142,28 @@ class Scale:
         }
 
 
-def scale(cfg: RunConfig, shape: ModelShape, figures: Plan, hardware: Hardware) -> Scale:
-    """The figures of a run on a cluster, from its plan.
+def model_flops(cfg: RunConfig, shape: ModelShape, figures: Plan) -> float:
+    """Of a forward pass, per token: counted, or of a model that can't be counted two per parameter.
 
     Raises:
         InputError: If the model's configuration can't be loaded.
     """
     context = cfg.harvest.context or shape.context
-    flops = forward_flops_per_token(cfg.model, context) or 2.0 * figures.n_parameters
+    return forward_flops_per_token(cfg.model, context) or 2.0 * figures.n_parameters
+
+
+def scale(
+    cfg: RunConfig, shape: ModelShape, figures: Plan, flops: float, hardware: Hardware
+) -> Scale:
+    """The figures of a run on a cluster.
+
+    Args:
+        cfg: Of the run.
+        shape: Of its model.
+        figures: Its plan.
+        flops: As `model_flops` gives them.
+        hardware: The cluster.
+    """
     harvester = figures.actors["harvester"]
     model_bytes = harvester.device or harvester.host
     turns = math.ceil(model_bytes / hardware.gpu_memory_bytes)

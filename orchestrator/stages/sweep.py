@@ -7,12 +7,14 @@ result yet, each of which continues from its own checkpoint.
 
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
 from actors.bundle import bundles
@@ -22,6 +24,7 @@ from orchestrator.cluster import Placement
 from orchestrator.errors import UserError
 from orchestrator.planning.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
+from orchestrator.redaction import is_secret
 from orchestrator.run_directory import read_json
 from orchestrator.session import Session
 from orchestrator.stages.group_file import GroupStage
@@ -240,6 +243,8 @@ def _tune(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told below
+    # Tune would hand the driver's credentials to trials, by a way that Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if is_secret(name)}
     results = tuner.fit()
     known = trials.trials if isinstance(trials, Suggestions) else trials
     failed = [trial.id for trial in known if not trial.result_file.is_file()]
