@@ -42,7 +42,9 @@ class Watched:
     pid: int = 0
     statuses: list[dict[str, Any]] = field(default_factory=list)
     listening: set[tuple[str, str]] = field(default_factory=set)
-    metrics: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """By series its newest value: gauges go when the driver does."""
+
     port: int | None = None
     """Where metrics were found."""
     in_bucket: dict[str, bytes] = field(default_factory=dict)
@@ -59,7 +61,9 @@ class Watched:
             if "DashboardAgent" in name:
                 for port in [self.port] if self.port else {a.port for a in addresses}:
                     if text := scraped(port):
-                        self.port, self.metrics = port, text
+                        self.port = port
+                        lines = (line.rpartition(" ") for line in text.splitlines())
+                        self.metrics |= {series: float(value) for series, _, value in lines}
 
 
 def scraped(port: int) -> str:
@@ -127,12 +131,12 @@ def test_from_elsewhere_one_sees_stage_after_stage_go_on(watched: Watched):
 
 def test_everything_that_is_promised_to_prometheus_is_exported(watched: Watched):
     names = {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
-    series = watched.metrics.splitlines()
+    series = watched.metrics
     assert {line.split("{")[0] for line in series} == names
     tokens = [line for line in series if line.startswith("ray_strata_tokens_total{")]
     assert any('stage="sweep"' in line and 'run="small"' in line for line in tokens)
     [written] = [s for s in series if s.startswith("ray_strata_bytes_total") and "train" in s]
-    assert float(written.split()[-1]) > 1e6
+    assert series[written] > 1e6
 
 
 def test_every_query_of_the_dashboard_names_metrics_that_are_exported():

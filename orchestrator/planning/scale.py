@@ -339,8 +339,8 @@ def as_rows(found: Scale) -> list[dict[str, Any]]:
             "gpu_hours": stage.seconds.get("GPUs", 0.0) / HOUR * found.hardware.gpus,
             "written": stage.written,
             "read": stage.read,
-            "puts": stage.puts,
-            "gets": stage.gets,
+            "puts": float(stage.puts),
+            "gets": float(stage.gets),
             "results_per_second": stage.results / max(stage.hours * HOUR, 1e-9),
             "mlflow_per_second": stage.mlflow_calls / max(stage.hours * HOUR, 1e-9),
         }
