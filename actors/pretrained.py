@@ -38,6 +38,7 @@ def load_pretrained(source: ModelSource, loader: Callable[..., Loaded], **option
     logging.disable_progress_bar()  # pyright: ignore[reportPrivateImportUsage]
     logging.set_verbosity_error()  # that a model without head leaves the head's weights is no news
     options["revision"] = source.revision
+    options["trust_remote_code"] = False  # left out, transformers would ask at the terminal
     if source.is_local:
         _check_folder(Path(source.name))
         return _loaded(source, loader, local_files_only=True, **options)

@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 VERBS = {
     "run": "do the whole job; given again after any interruption, it does what is missing",
@@ -35,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
         )
         _add_set(sub)
     _add_export(verbs.choices["export"])
+    verbs.choices["plan"].add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="model the run on a cluster of N GPUs instead of this machine (docs/scale.md); of the model "
+        "config.json is enough",
+    )
     verbs.choices["evaluate"].add_argument(
         "--baselines",
         action="store_true",
@@ -52,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
         "demo", help="the whole job on the embedded model and corpus, in minutes"
     )
     _add_set(demo)
+    status = verbs.add_parser(
+        "status", help="how far a run is, whoever works on it; from another terminal"
+    )
+    status.add_argument("config", type=Path, help="a YAML file, or a run directory")
+    status.add_argument("--json", action="store_true", help="everything that is known, as JSON")
     runs = verbs.add_parser("runs", help="list the runs that MLflow knows, or their trials")
     ui = verbs.add_parser("ui", help="open MLflow's pages on the right store")
     for sub in (runs, ui):
@@ -134,20 +148,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(arguments)
     _be_quiet()
+    sys.excepthook = _print_redacted
     from actors.errors import InputError
     from orchestrator import verbs
     from orchestrator.errors import UserError
+    from orchestrator.redaction import redacted
     from storage.errors import StoreError
 
     try:
         getattr(verbs, args.verb)(args)
     except (UserError, InputError, StoreError) as error:
-        sys.stderr.write(f"strata: {error}\n")
+        sys.stderr.write(f"strata: {redacted(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("strata: interrupted; the same command continues where this one stopped\n")
         return 1
     return 0
+
+
+def _print_redacted(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """A traceback, in which a library's message may repeat what it was given."""
+    from orchestrator.redaction import redacted
+
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, where))))
 
 
 def _be_quiet() -> None:

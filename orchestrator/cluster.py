@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private import ray_constants
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
@@ -52,14 +53,15 @@ def _join(address: str) -> None:
 def _start(cpus: int | None, object_store_bytes: int) -> None:
     for attempt in range(STARTS):
         try:
-            ray.init(
-                "local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=object_store_bytes,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _on_loopback():
+                ray.init(
+                    "local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=object_store_bytes,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             return
         except Exception as error:  # Ray has no class of its own for it
             ray.shutdown()
@@ -71,6 +73,20 @@ def _start(cpus: int | None, object_store_bytes: int) -> None:
                     "machine with a core and 2 GiB of memory to spare: end other work, then give "
                     "the same command"
                 ) from None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that is started inside listen on this machine alone.
+
+    On Linux its servers listen on all interfaces, and whoever reaches them may run code; `ray.init` turns
+    an address of 127.0.0.1 back into the machine's own. This is what Ray does itself on other systems.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _check_listens(address: str) -> None:

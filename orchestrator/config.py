@@ -6,6 +6,7 @@ exists is possible: what can be known to fail without the model is refused here,
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -191,7 +192,12 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would be copied into the run directory, MLflow and the report."""
-        if self.uri is not None and urlsplit(self.uri).password is not None:
+        if self.uri is None:
+            return
+        url = urlsplit(self.uri)
+        secret = re.search(r"(password|passwd|secret|token|key)[^=&]*=", url.query, re.IGNORECASE)
+        is_server = url.scheme in ("http", "https")
+        if url.password is not None or secret or (is_server and url.username is not None):
             raise ValueError(
                 "uri: it holds a password, which would be copied with the configuration; leave it out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database its own environment)"

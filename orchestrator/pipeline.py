@@ -9,10 +9,12 @@ from actors.language_model import describe
 from actors.pretrained import check_device_map, check_weights
 from orchestrator import cluster
 from orchestrator.cluster import Placement
+from orchestrator.cluster_metrics import ClusterMetrics
 from orchestrator.config import RunConfig
 from orchestrator.pages.report import write_report
 from orchestrator.planning import plan
 from orchestrator.pool import Pool
+from orchestrator.progress_file import ProgressFile
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
 from orchestrator.stages import harvest, summary
@@ -47,9 +49,19 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
     take_back(directory, console)
     note_environment(directory.environment)
     # It may refuse, and then there is no run in MLflow.
-    with cluster.connected(cfg.compute, figures.shared_bytes):
+    with (
+        ProgressFile.kept(directory) as file,
+        cluster.connected(cfg.compute, figures.shared_bytes),
+    ):
         tracker = Tracker(cfg, directory, console)
-        session = Session(cfg=cfg, run=directory, shape=shape, tracker=tracker, console=console)
+        session = Session(
+            cfg=cfg,
+            run=directory,
+            shape=shape,
+            tracker=tracker,
+            console=console,
+            watchers=(file, ClusterMetrics(directory.path.name)),
+        )
         try:
             pool = Pool(Placement.of(cfg.compute))
             _stages(session, pool, STAGES.index(until), with_baselines)

@@ -30,6 +30,10 @@ class Pool:
         """
         self.placement = placement
         self._members: list[Any] = []
+        self.n_at_work = 0
+        """Processes that have jobs of the newest work list."""
+        self.queues: dict[str, int] = {}
+        """Of that list: jobs that are `in_hand` of a process, and those `waiting` for one."""
 
     def work(
         self,
@@ -54,6 +58,7 @@ class Pool:
         members = self._started(min(n_actors or len(todo), len(todo)))
         made = ray.put(cloudpickle.dumps((actor, tuple(arguments))))  # pyright: ignore
         waiting = iter(todo)
+        self.n_at_work = len(members)
         inflight: dict[ray.ObjectRef, tuple[Any, tuple[Any, ...]]] = {}
 
         def submit(member: Any) -> None:
@@ -63,6 +68,7 @@ class Pool:
 
         for member in members * JOBS_IN_HAND:
             submit(member)
+        n_left = len(todo)
         try:
             while inflight:
                 [ready], _ = ray.wait(list(inflight), num_returns=1)
@@ -72,6 +78,8 @@ class Pool:
                 except RayTaskError as error:
                     raise (error.cause or error) from None
                 submit(member)
+                n_left -= 1
+                self.queues = {"in_hand": len(inflight), "waiting": n_left - len(inflight)}
                 yield job, result
         finally:
             if inflight:  # what is still under way, nobody waits for

@@ -198,6 +198,11 @@ class RunDirectory:
         return self.path / "system_metrics.jsonl"
 
     @property
+    def progress(self) -> Path:
+        """How far the newest call is, or how it ended."""
+        return self.path / "progress.json"
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so a run with it is finished."""
         return self.path / "summary.json"
@@ -279,6 +284,30 @@ def read_json(path: Path, kind: type = dict) -> Any:
             f"{path} is damaged ({fault}); delete it, and the same command makes it again"
         )
     return data
+
+
+def read_summary(run: RunDirectory) -> dict[str, Any]:
+    """What `summary.json` holds; its trials, groups and layers name files, here and below alone.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    data = read_json(run.summary)
+    try:
+        trials = [w["trial"] for g in data["groups"] for w in (g["best"], *g.get("winners", ()))]
+        numbers = [n for g in data["groups"] for n in (g["id"], *g["layers"])]
+    except (KeyError, TypeError, AttributeError) as error:
+        fault = repr(error)
+    else:
+        named = all(
+            isinstance(t, str) and t not in ("", "..") and Path(t).name == t for t in trials
+        )
+        if named and all(isinstance(n, int) for n in numbers):
+            return data
+        fault = "it names trials, groups or layers that can be none"
+    raise UserError(
+        f"{run.summary} is damaged ({fault}); delete it, and `strata run {run.path}` makes it again"
+    )
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -4,8 +4,9 @@ import fcntl
 import json
 import os
 import socket
+import struct
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from orchestrator.errors import UserError
 
@@ -30,10 +31,10 @@ def hold(folder: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
-        holder = _holder(file.read())
+        who = _named(file.read())
         file.close()
         raise UserError(
-            f"{folder} is at work already, by {holder}; one process at a time may write a run: wait "
+            f"{folder} is at work already, by {who}; one process at a time may write a run: wait "
             "for it, stop it, or set another run_dir"
         ) from None
     file.truncate(0)
@@ -42,9 +43,36 @@ def hold(folder: Path) -> None:
     _held[path] = file
 
 
-def _holder(text: str) -> str:
+def holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds the lock of `folder` now: `pid` and `host`, both None if unknown; None if nobody does.
+
+    The lock is not touched: whoever takes it meanwhile gets it.
+    """
+    path = (folder / "lock").resolve()
+    if path in _held:  # to open and close the file would give it up
+        return {"pid": os.getpid(), "host": socket.gethostname()}
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        # struct flock of Linux: kind, from where, offset, length, and the answer's process.
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))[0]
+        return None if kind == fcntl.F_UNLCK else _told(file.read().decode(errors="replace"))
+
+
+_FLOCK = "hhqqi4x"
+
+
+def _told(text: str) -> dict[str, Any]:
     try:
         told = json.loads(text)
-        return f"process {told['pid']} on {told['host']}"
+        return {"pid": told["pid"], "host": told["host"]}
     except (ValueError, KeyError, TypeError):  # it has not written its name yet
-        return "another process"
+        return {"pid": None, "host": None}
+
+
+def _named(text: str) -> str:
+    told = _told(text)
+    return f"process {told['pid']} on {told['host']}" if told["pid"] else "another process"

@@ -92,18 +92,25 @@ def demo(args: Namespace) -> None:
 
 
 def plan(args: Namespace) -> None:
-    """Print what a run would need; refuse what can't fit."""
+    """Print what a run would need; refuse what can't fit. With --gpus: what it asks of a cluster of so many."""
     from actors.language_model import describe
-    from orchestrator.pages import plan_page
+    from orchestrator.pages import plan_page, scale_page
     from orchestrator.planning import plan as planning
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.rounding import int8_cost
+    from orchestrator.planning.scale import Hardware, model_flops, scale
     from orchestrator.run_directory import RunDirectory
 
     cfg = config_file.load(args.config, args.overrides)
     shape, console = describe(cfg.model), _console()
     figures = planning.plan(cfg, shape)
     plan_page.show(console, figures)
+    if args.gpus is not None:
+        if args.gpus < 1:
+            raise UserError(f"--gpus {args.gpus}: a cluster has 1 GPU or more; give their number")
+        flops = model_flops(cfg, shape, figures)
+        scale_page.show(console, scale(cfg, shape, figures, flops, Hardware(gpus=args.gpus)))
+        return
     plan_page.show_rounding(console, int8_cost(RunDirectory.of(cfg).validation))
     planning.refuse_what_cannot_fit(figures, cfg)
     plan_page.show_time(console, estimate(cfg, shape, figures))
@@ -171,6 +178,18 @@ def runs(args: Namespace) -> None:
     else:
         show = queries.trial_table if args.trials else queries.run_table
         _console().print(show(uri, found))
+
+
+def status(args: Namespace) -> None:
+    """Say how a run stands, from its directory alone."""
+    from orchestrator.pages import status_page
+    from orchestrator.status import status
+
+    found = status(config_file.load(args.config))
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        status_page.show(_console(), found)
 
 
 def ui(args: Namespace) -> None:

@@ -293,6 +293,12 @@ class StoreSpec:
             "groups": tuple(tuple(group) for group in data["groups"]),
             "scales": tuple(data["scales"]),
         }
+        layers = (*tuples["layers"], *(layer for group in tuples["groups"] for layer in group))
+        if not all(isinstance(layer, int) for layer in layers):  # names of arrays are made of them
+            raise StoreError(
+                f"the specification has the layers {list(layers)}, and layers are numbers; its file was "
+                "edited or damaged, so harvest again into another folder"
+            )
         return cls(**{**data, **tuples})
 
     @property

@@ -24,7 +24,7 @@ from zarr.storage import ObjectStore
 from storage.bulk_file import Bytes
 from storage.errors import StoreError
 from storage.files import FileRecord
-from storage.places import Place
+from storage.places import Place, inside
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -71,7 +71,7 @@ class ObjectPlace(Place):
         self._seconds = request_seconds, patience_seconds
 
     def __truediv__(self, name: str) -> "ObjectPlace":
-        return ObjectPlace(f"{self.location}/{name}", *self._seconds)
+        return ObjectPlace(f"{self.location}/{inside(name)}", *self._seconds)
 
     def __reduce__(self) -> tuple[type, tuple[str, float, float]]:
         return ObjectPlace, (self.location, *self._seconds)
@@ -171,6 +171,7 @@ class ObjectPlace(Place):
         by that: an answer that breaks off, and, of what `writes`, parts of an object that were put
         together, whose answer was lost, and of which a repeated request found none left.
         """
+        inside(name)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return request()

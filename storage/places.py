@@ -14,7 +14,27 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from storage.bulk_file import Bytes
+from storage.errors import StoreError
 from storage.files import FileRecord, read_parts, sync, write_file
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name, such as one that a file holds, is of something outside its folder."""
+    return name.startswith("/") or ".." in name.split("/") or "\0" in name
+
+
+def inside(name: str) -> str:
+    """The name, if it is one of something inside a folder.
+
+    Raises:
+        StoreError: If it leads out of it.
+    """
+    if leads_out(name):
+        raise StoreError(
+            f"{name!r} leads out of the folder that it is a name in, and only what is below may be named "
+            "there; the file that holds it was edited or damaged: restore it"
+        )
+    return name
 
 
 class Place(ABC):
@@ -135,36 +155,36 @@ class LocalPlace(Place):
         return self._folder
 
     def __truediv__(self, name: str) -> "LocalPlace":
-        return LocalPlace(self.folder / name)
+        return LocalPlace(self.folder / inside(name))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return LocalPlace, (self.folder,)
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
-        return (self.folder / name).read_bytes()
+        return (self.folder / inside(name)).read_bytes()
 
     def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write under another name, sync to the disk, and rename."""
-        return write_file(self.folder / name, parts)
+        return write_file(self.folder / inside(name), parts)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None if there is none."""
-        path = self.folder / name
+        path = self.folder / inside(name)
         return path.stat().st_size if path.is_file() else None
 
     def record(self, name: str) -> FileRecord:
         """Length and checksum of a file as it is now."""
-        return FileRecord.of(read_parts(self.folder / name))
+        return FileRecord.of(read_parts(self.folder / inside(name)))
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of all files below this place."""
-        files = (path for path in (self.folder / prefix).rglob("*") if path.is_file())
+        files = (path for path in (self.folder / inside(prefix)).rglob("*") if path.is_file())
         return sorted(path.relative_to(self.folder).as_posix() for path in files)
 
     def delete(self, name: str) -> None:
         """Remove a file, if there is one, durably."""
-        path = self.folder / name
+        path = self.folder / inside(name)
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             sync(path.parent)

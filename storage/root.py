@@ -13,7 +13,7 @@ import google_crc32c
 
 from storage.errors import StoreError
 from storage.files import FileRecord
-from storage.places import Place
+from storage.places import Place, leads_out
 
 FORMAT_VERSION = 2
 """Raised when a program that knows only the former would misread a store."""
@@ -70,6 +70,8 @@ def read_root(place: Place, kind: str) -> Root:
             if attributes["crc32c"] != _checksum(body):
                 raise ValueError("its checksum does not match")
             files = {name: FileRecord(**record) for name, record in body["files"].items()}
+            if any(map(leads_out, files)):
+                raise ValueError("it names files outside the store")
             return Root(spec=body["spec"], files=files)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(

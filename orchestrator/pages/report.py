@@ -28,7 +28,12 @@ from orchestrator.pages.figures.parallel import FOLLOW, parallel
 from orchestrator.pages.figures.pareto import pareto
 from orchestrator.pages.figures.style import image
 from orchestrator.pages.headline import headline
-from orchestrator.run_directory import RunDirectory, read_json, write_atomically
+from orchestrator.run_directory import (
+    RunDirectory,
+    read_json,
+    read_summary,
+    write_atomically,
+)
 from orchestrator.stages.group_file import GroupStage, load_groups
 from orchestrator.sweeps.front import AIMS, fronts
 from orchestrator.sweeps.winners import Result
@@ -108,7 +113,7 @@ def write_report(
 def rewrite_report(run: RunDirectory) -> None:
     """Write the report of a finished run from its files alone."""
     results = [read_json(file) for file in sorted(run.trials.glob("*/result.json"))]
-    data = {**read_json(run.summary), "run_dir": str(run.path)}  # it may have moved
+    data = {**read_summary(run), "run_dir": str(run.path)}  # it may have moved
     write_report(run, load_groups(run), results, data)
 
 

@@ -73,7 +73,7 @@ def estimate(cfg: RunConfig, shape: ModelShape, figures: Plan) -> Estimate:
     return Estimate(
         harvest=figures.harvest_tokens / tokens / figures.n_actors["harvester"],
         sweep=busy / figures.n_actors["trainer"],
-        evaluate=_evaluated_tokens(cfg, figures, context) / tokens / figures.n_actors["evaluator"],
+        evaluate=evaluated_tokens(cfg, figures, context) / tokens / figures.n_actors["evaluator"],
         model_rate=tokens,
         step_rates=rates,
     )
@@ -89,7 +89,7 @@ def _largest(corners: Iterable[SaeConfig]) -> dict[str, SaeConfig]:
     return {encoder_label(encoder_settings(sae.encoder)): sae for sae in found.values()}
 
 
-def _evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
+def evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
     """Through the model for cross-entropy: each layer ablated in two ways, and with each winner of its group.
 
     Beside each winner the untouched model, for the divergence.

@@ -38,6 +38,12 @@ class Plan:
 
     n_groups_is_known: bool
 
+    n_parameters: int
+    """Of the model without its head."""
+
+    specs: dict[str, StoreSpec]
+    """Of each activation store."""
+
     rows: dict[str, int]
     """Of each array, per store."""
 
@@ -103,6 +109,8 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         n_layers=shape.n_layers,
         n_groups=n_groups,
         n_groups_is_known=cfg.group.n_groups is not None,
+        n_parameters=parameters,
+        specs=specs,
         rows={name: spec.n_rows for name, spec in specs.items()},
         arrays=arrays,
         disk_bytes={

@@ -19,7 +19,7 @@ from orchestrator.config import RunConfig
 from orchestrator.pages import dashboard as pages
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
-from orchestrator.run_directory import RunDirectory, read_json, write_json
+from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.stages.group import load_groups
 from storage.activations import ActivationStore
 from storage.files import FileRecord, read_parts
@@ -46,7 +46,7 @@ def dashboard(run: RunDirectory, cfg: RunConfig, console: Console) -> Path:
     """
     tokens, store = TokenStore.open(run.tokens), ActivationStore.open(run.validation)
     text, causal = _text_of(cfg, tokens), describe(cfg.model).is_causal
-    groups: list[Group] = read_json(run.summary)["groups"]
+    groups: list[Group] = read_summary(run)["groups"]
     _write_text(run, store.spec, tokens, text)
     identities = {g["id"]: _identity(run, store.spec, g) for g in groups}
     missing = [g for g in groups if _made(run, g).get("identity") != identities[g["id"]]]

@@ -8,7 +8,6 @@ from typing import Any
 from actors.evaluator import Evaluator, LayerReport
 from actors.trial import Trial
 from orchestrator.pool import Pool
-from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.session import Session
 from storage.hygiene import RowFilter
@@ -49,13 +48,11 @@ def evaluate(
             *(cfg.model, run.tokens, run.validation, row_filter, cfg.evaluate.sequences),
             *(cfg.harvest.batch_tokens, pool.placement.device, pool.placement.cpus),
         )
-        with (
-            run.timed(title),
-            stage(session.console, title, len(missing), "evaluations") as progress,
-        ):
+        with session.stage(title, len(missing), "evaluations") as progress:
             jobs = {(trial.folder / "sae", layer): trial.id for trial, layer in missing}
             for job, report in pool.work(Evaluator, arguments, "evaluate", jobs):
                 write_json(_file(run, jobs[job], job[1]), asdict(report))
+                progress.figures.queues = pool.queues
                 progress.advance(1, f"{jobs[job]} layer {job[1]}")
             seconds = progress.seconds
         session.say(f"evaluate  {len(missing)} pairs of winner and layer in {seconds:.0f} s")

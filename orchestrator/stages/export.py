@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from actors.target_library import by_library, interpreter_of
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.progress import stage
-from orchestrator.run_directory import RunDirectory, read_json
+from orchestrator.run_directory import RunDirectory, read_summary
 from orchestrator.stages.exported_layer import Draft, Exporter, ExportOptions
 from orchestrator.stages.group import load_groups
 from orchestrator.stages.same_model import check_model
@@ -62,7 +63,7 @@ def export(cfg: RunConfig, options: ExportOptions, console: Console) -> list[Pat
         revision=revision(cfg.model),
         licence=licence(cfg.model),
     )
-    pairs = [(trial, layer) for trial, (_, extra) in found.items() for layer in extra["layers"]]
+    pairs = [(t, layer) for t, (_, extra) in found.items() for layer in _layers(run, t, extra)]
     root = run.exports / options.to
     with (
         stage(console, "export", len(pairs), "layers") as progress,
@@ -96,7 +97,18 @@ def _chosen(run: RunDirectory, trial: str | None) -> list[str]:
             f"{run.path} is not finished, so no trial is the best of its group; finish it with `strata run "
             f"{run.path}`, or name a finished trial with --trial ({', '.join(there) or 'there is none yet'})"
         )
-    return [group["best"]["trial"] for group in read_json(run.summary)["groups"]]
+    return [group["best"]["trial"] for group in read_summary(run)["groups"]]
+
+
+def _layers(run: RunDirectory, trial: str, extra: Mapping[str, Any]) -> list[int]:
+    """The layers of a trial's autoencoder, as its file says: a folder is named after each."""
+    layers = extra.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
+        raise UserError(
+            f"{run.trials / trial / 'sae'} says that it is of the layers {layers!r}, and layers are numbers; it is "
+            "none of this run's: delete the folder of the trial, and `strata sweep` trains it again"
+        )
+    return layers
 
 
 def _refuse_what_cannot_be_held(trial: str, sae: SparseAutoencoder, options: ExportOptions) -> None:

@@ -37,7 +37,9 @@ def load_groups(run: RunDirectory) -> GroupStage:
     """
     try:
         return _from_json(read_json(run.groups))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"{run.groups} is not what the grouping wrote ({error!r}); restore it, or delete it, and "
             "the same command makes it again from the pilot"
@@ -59,6 +61,9 @@ def _to_json(stage: GroupStage) -> dict[str, Any]:
 
 def _from_json(data: dict[str, Any]) -> GroupStage:
     measured = data["measured"]
+    numbers = [n for g in data["groups"] for n in (g["id"], *g["layers"])]
+    if not all(isinstance(n, int) for n in numbers):  # names of folders are made of them
+        raise ValueError("groups and layers are numbers")
     return GroupStage(
         grouping=Grouping(
             groups=tuple(

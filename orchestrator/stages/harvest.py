@@ -4,7 +4,7 @@ Two phases (docs/layout.md): the pilot and validation stores hold every layer of
 training store, made once the groups are known, holds one activation per token and group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +15,7 @@ from actors.packer import Packer
 from actors.row_counts import count_rows
 from orchestrator.planning.rounding import int8_cost, told
 from orchestrator.pool import Pool
-from orchestrator.progress import bottleneck, stage
+from orchestrator.progress import Figures
 from orchestrator.run_directory import write_json
 from orchestrator.session import Session
 from orchestrator.stores import n_sequences, shards_within, store_spec
@@ -38,7 +38,7 @@ def pack(session: Session) -> TokenStore:
         counts = n_sequences(cfg, session.context - packer.spec.first_position)
         asked = {split: counts[split] for split in ("train", "validation")}
         total = sum(asked.values()) * session.context
-        with run.timed("pack"), stage(session.console, "pack", total, "tokens") as progress:
+        with session.stage("pack", total, "tokens") as progress:
             packer.pack(run.tokens, asked, cfg.seed, on_tokens=progress.advance)
         session.say(f"pack      {total:,} tokens in contexts of {session.context}")
     return TokenStore.open(run.tokens)
@@ -151,10 +151,7 @@ def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
     total = sum(len(spec_of[path].sequences_of(shard)) for path, shard in jobs)
     seconds: dict[str, float] = {"model": 0.0, "write": 0.0}
     rows = clipped = n_bytes = 0
-    with (
-        session.run.timed(f"harvest_{name}"),
-        stage(session.console, f"harvest {name}", total * session.context, "tokens") as progress,
-    ):
+    with session.stage(f"harvest_{name}", total * session.context, "tokens") as progress:
         arguments = harvester_arguments(session, pool)
         receipts = pool.work(
             *(Harvester, arguments, "harvest", jobs), n_actors=cfg.compute.harvesters, overlap=True
@@ -164,12 +161,15 @@ def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
             seconds["write"] += receipt.write_seconds
             rows, n_bytes = rows + receipt.n_rows, n_bytes + receipt.n_bytes
             clipped += receipt.n_clipped
-            note = f"{n_bytes / 1e6 / progress.seconds:.0f} MB/s, {bottleneck(seconds)}"
+            found = Figures(n_bytes=n_bytes, queues=pool.queues)
+            found.seconds = _of_all(seconds, pool.n_at_work * progress.seconds)
+            progress.figures = found
+            note = f"{n_bytes / 1e6 / progress.seconds:.0f} MB/s, {found.limit}"
             progress.advance(receipt.n_tokens, note)
-        rate, elapsed = progress.rate, progress.seconds
+        rate, elapsed, limit = progress.rate, progress.seconds, progress.figures.limit
     session.say(
         f"harvest   {name}: {rows:,} rows, {n_bytes / 1e6:,.0f} MB in {elapsed:.0f} s "
-        f"({rate:,.0f} tokens/s, {bottleneck(seconds)})"
+        f"({rate:,.0f} tokens/s, {limit})"
     )
     if clipped:
         session.say(
@@ -191,6 +191,11 @@ def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
             **{f"{part}_seconds": spent for part, spent in seconds.items()},
         },
     )
+
+
+def _of_all(seconds: Mapping[str, float], there: float) -> dict[str, float]:
+    """Where the time `there` of all harvesters went: they may compute and write at once."""
+    return {**seconds, "start and lack of work": max(0.0, there - sum(seconds.values()))}
 
 
 def _spec(

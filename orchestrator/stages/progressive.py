@@ -16,7 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.pages.figures.progressive import progressive_figure
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
-from orchestrator.run_directory import RunDirectory, read_json, write_json
+from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.session import Session
 from orchestrator.stages.group import load_groups
 from orchestrator.tracking.tracker import Tracker
@@ -58,7 +58,7 @@ def progressive(cfg: RunConfig, n_sequences: int, console: Console) -> Curves:
     shape = describe(cfg.model)
     run = RunDirectory.claim(cfg)
     tracker = Tracker(cfg, run, console)
-    session = Session(cfg=cfg, run=run, shape=shape, tracker=tracker, console=console)
+    session = Session(cfg=cfg, run=run, shape=shape, tracker=tracker, console=console, watchers=())
     try:
         _measure(session, winners, n_sequences)
         curves = {
@@ -89,6 +89,7 @@ def _winners(run: RunDirectory) -> list[_Winner]:
             f"{run.summary} is of version {version}; this Strata reads version {SUMMARY_VERSION}; use the "
             "Strata that made the run, or make it again in a new run_dir"
         )
+    summary = read_summary(run)
     winners = [
         _Winner(
             trial=winner["trial"],

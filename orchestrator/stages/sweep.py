@@ -7,12 +7,14 @@ result yet, each of which continues from its own checkpoint.
 
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
 from actors.bundle import bundles
@@ -22,7 +24,7 @@ from orchestrator.cluster import Placement
 from orchestrator.errors import UserError
 from orchestrator.planning.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
-from orchestrator.progress import stage
+from orchestrator.redaction import is_secret
 from orchestrator.run_directory import read_json
 from orchestrator.session import Session
 from orchestrator.stages.group_file import GroupStage
@@ -66,11 +68,21 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
         if cfg.sweep.stop.method != "none":
             scheduler = LikeWithLike(cfg.sweep.stop, trials, all_known=suggestions is None)
         train(session, suggestions or trials, n_left, len(ids), pool, scheduler)
-    found = [(trial, read_json(trial.result_file)) for trial in trials]
+    found = [(trial, _result(trial)) for trial in trials]
     if n_left:
         session.say(f"sweep     {waiting(cfg, [result for _, result in found])}")
     _tell_of_stopped(session, found)
     return found
+
+
+def _result(trial: Trial) -> Result:
+    result = read_json(trial.result_file)
+    if result.get("trial") != trial.id:
+        raise UserError(
+            f"{trial.result_file} is of the trial {result.get('trial')!r}, and its folder is that of {trial.id}; it "
+            "was copied or edited: delete it, and the same command makes it again"
+        )
+    return result
 
 
 def train(
@@ -107,16 +119,17 @@ def train(
     n_tokens = sum(trial.n_steps * trial.fit.batch_tokens for trial in waiting_trials)
     n_tokens += (n_left - len(waiting_trials)) * session.cfg.sweep.tokens
     with (
-        session.run.timed(title),
-        stage(session.console, f"{title} {n_left} trials", n_tokens, "tokens", view) as bar,
+        session.stage(title, n_tokens, "tokens", view) as bar,
         harvesting_beside(session, pool),
     ):
-        report = Report(session.tracker, view, bar, n_left)
         placement = Placement.of_trainers(session.cfg.compute)
+        report = Report(session.tracker, view, bar, n_left, placement.capacity)
         with _shared_chunks(session, placement, n_groups) as shared:
             _tune(session, trials, n_left, placement, scheduler, report, shared)
-        rate, seconds = bar.rate, bar.seconds
-    session.say(f"{title:<9} {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all)")
+        rate, seconds, limit = bar.rate, bar.seconds, bar.figures.limit
+    session.say(
+        f"{title:<9} {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all, {limit})"
+    )
 
 
 def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]:
@@ -230,6 +243,8 @@ def _tune(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told below
+    # Tune would hand the driver's credentials to trials, by a way that Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if is_secret(name)}
     results = tuner.fit()
     known = trials.trials if isinstance(trials, Suggestions) else trials
     failed = [trial.id for trial in known if not trial.result_file.is_file()]

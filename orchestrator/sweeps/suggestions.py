@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from actors.trial import Trial
 from orchestrator.config import RunConfig
+from orchestrator.errors import UserError
 from orchestrator.run_directory import read_json, write_json
 from orchestrator.sweeps.axes import FloatRange, IntRange
 from orchestrator.sweeps.candidates import PATIENCE, Candidate, candidate, too_narrow
@@ -64,9 +65,15 @@ class Suggestions(Searcher):
         self._kept: list[dict[str, Any]] = read_json(file, list) if file.is_file() else []
         self._places: dict[str, tuple[_Study, int]] = {}
         by_key = {(study.group, study.k): study for study in self._studies}
-        for entry in self._kept:
-            study = by_key[entry["group"], entry["k"]]
-            self._remember(study, *study.take_up(entry["params"]))
+        try:
+            for entry in self._kept:
+                study = by_key[entry["group"], entry["k"]]
+                self._remember(study, *study.take_up(entry["params"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file} is not what was suggested for this sweep ({error!r}); restore it, or delete it with "
+                "the folder of trials, and the same command suggests anew"
+            ) from None
         for trial in self.trials:
             if trial.result_file.is_file():
                 self._tell(trial)

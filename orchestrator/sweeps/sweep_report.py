@@ -22,11 +22,21 @@ class Report(tune.Callback):
     """Tells the tracker, the view and the progress bar what trials report."""
 
     def __init__(
-        self, tracker: Tracker, view: SweepView, progress: StageProgress, n_trials: int
+        self,
+        tracker: Tracker,
+        view: SweepView,
+        progress: StageProgress,
+        n_trials: int,
+        n_places: int,
     ) -> None:
-        """Expect so many trials to end."""
+        """Expect so many trials to end, on so many places."""
+        self._n_places = n_places
+        self._busy = {"autoencoders": 0.0, "data": 0.0}
+        """Seconds of all places."""
         self._tracker, self._view, self._progress = tracker, view, progress
         self._step: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
+        """When each trial reported last, in seconds of the stage."""
         self._left = n_trials
         self._left_behind: set[str] = set()
         """Failed while others of their bundle go on."""
@@ -49,9 +59,24 @@ class Report(tune.Callback):
         """One report of the trials of a bundle."""
         for mine in trial.config["trials"]:
             if mine.id in result["reports"]:
-                self._tell(mine, result["reports"][mine.id])
+                report = result["reports"][mine.id]
+                self._count(mine, report, len(result["reports"]))
+                self._tell(mine, report)
         self._left_behind -= {mine.id for mine in trial.config["trials"]}
         self._left_behind |= set(result["failed"])
+
+    def _count(self, mine: Trial, report: dict[str, Any], n_beside: int) -> None:
+        """Note what the time since the last report went into: of trials in one place each has its part."""
+        now = self._progress.seconds
+        n_tokens = (int(report["step"]) - self._step.get(mine.id, 0)) * mine.fit.batch_tokens
+        # A trial that is continued comes with steps of a former call.
+        since = now - self._heard.get(mine.id, 0.0)
+        spent = min(n_tokens / max(report["tokens_per_second"], 0.1), since) / n_beside
+        self._heard[mine.id] = now
+        self._busy["data"] += spent * report["data_wait_fraction"]
+        self._busy["autoencoders"] += spent * (1 - report["data_wait_fraction"])
+        idle = max(0.0, self._n_places * now - sum(self._busy.values()))
+        self._progress.figures.seconds = {**self._busy, "start and lack of work": idle}
 
     def _tell(self, mine: Trial, report: dict[str, Any]) -> None:
         before = self._step.get(mine.id, 0)
@@ -67,6 +92,7 @@ class Report(tune.Callback):
             self._progress.expect_less((mine.n_steps - step) * mine.fit.batch_tokens)
             self._view.update(mine, "given up" if given_up else "done", fvu=found["fvu"], **known)
             self._tracker.trial_result(mine.settings(), found)
+        self._progress.figures.trials = self._view.states()
         self._progress.advance((step - before) * mine.fit.batch_tokens, self._note(mine, report))
 
     def _note(self, mine: Trial, report: dict[str, Any]) -> str:

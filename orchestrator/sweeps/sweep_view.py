@@ -58,6 +58,11 @@ class SweepView:
             return
         self._lines[trial.id] = replace(before, state=state, changed=next(self._clock), **known)
 
+    def states(self) -> dict[str, int]:
+        """How many are in each state, for all the states there are."""
+        found = Counter(line.state for line in self._lines.values())
+        return {state: found[state] for state in _ORDER}
+
     def counts(self) -> str:
         """How many are in each state, for instance `2 running, 34 waiting`."""
         return _counts(self._lines.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import UserError
+from orchestrator.redaction import redacted
 
 REFUSED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 
@@ -72,6 +73,6 @@ def credentials(error: BaseException, uri: str) -> str:
 
 
 def why(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    """The first line of what an exception says, without credentials."""
+    lines = redacted(str(error)).splitlines() or [type(error).__name__]
     return lines[0][:200]
