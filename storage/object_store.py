@@ -85,7 +85,9 @@ class ObjectPlace(Place):
 
     def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write an object, which appears when all of it is there."""
-        data = list(parts)
+        data = [
+            bytes(part) for part in parts
+        ]  # a part lasts until the next; requests may be repeated
         record = FileRecord.of(data)
         try:
             self._ask(
