@@ -1,8 +1,8 @@
 """What is known of where a model comes from: its commit or a fingerprint of its files, and its licence."""
 
+import hashlib
 from pathlib import Path
 
-import xxhash
 from huggingface_hub import ModelCard, hf_hub_download
 from transformers import AutoConfig
 
@@ -38,7 +38,7 @@ def weights(source: ModelSource) -> str | None:
     """
     if not source.is_local:
         return revision(source)
-    digest = xxhash.xxh3_64()
+    digest = hashlib.blake2b(digest_size=8)
     for path in sorted(p for pattern in WEIGHT_FILES for p in Path(source.name).glob(pattern)):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())

@@ -1,4 +1,4 @@
-"""Puts activations, as they leave the model batch by batch, where their shard stores them."""
+"""Collects the rows of a shard from activations as they leave the model, batch by batch."""
 
 from collections.abc import Mapping
 
@@ -14,10 +14,10 @@ from storage.row_memory import RowMemory
 
 
 class ShardRows:
-    """The encoded rows of one shard, filled batch by batch in reading order."""
+    """The encoded rows of one shard in reading order, and with them the order in which it stores them."""
 
     def __init__(self, spec: StoreSpec, shard: int, memory: RowMemory) -> None:
-        """Work out which rows each array takes of each layer, and where they stand.
+        """Work out which rows each array takes of each layer.
 
         Args:
             spec: Of the store.
@@ -25,20 +25,20 @@ class ShardRows:
             memory: Of `storage.encoding.memory_for` the store; it may serve several shards.
         """
         self._spec = spec
-        sequence, position = spec.rows_of(shard)
-        places = np.empty(len(sequence), np.int64)  # of each row in reading order
-        places[spec.permutation_of(shard)] = np.arange(len(sequence))
-        context = spec.first_position + spec.rows_per_sequence
-        tokens = np.arange(len(places)) // spec.rows_per_sequence * context + position[places]
+        rows, per_sequence = np.arange(np.diff(spec.shard_range(shard))[0]), spec.rows_per_sequence
+        position = spec.first_position + rows % per_sequence
+        tokens = rows // per_sequence * (spec.first_position + per_sequence) + position
+        sequence = spec.sequences_of(shard)[rows // per_sequence]
+        order = spec.permutation_of(shard)
         self._arrays = {
-            array: EncodedRows.empty(len(places), spec.dtype, memory) for array in spec.arrays
+            array: EncodedRows.empty(len(rows), spec.dtype, memory, order) for array in spec.arrays
         }
         self._parts: list[_Part] = []
         for array in spec.arrays:
-            layers = spec.row_layers(array, sequence, position)[places]
+            layers = spec.row_layers(array, sequence, position)
             for layer in spec.layers_of(array):
                 mine = layers == layer
-                self._parts.append(_Part(array, layer, tokens[mine], places[mine]))
+                self._parts.append(_Part(array, layer, tokens[mine], rows[mine]))
         self._n_tokens = 0
         self._coming: list[tuple[EncodedRows, Int64[np.ndarray, " rows"], HostCopy]] = []
 
@@ -51,18 +51,19 @@ class ShardRows:
             self._n_tokens = start + len(x)
             rows, places = part.between(start, self._n_tokens, x.device)
             scale = self._spec.scale_of(part.layer)
-            for span, block in encode(x, rows, scale, self._spec.dtype):
+            chosen = rows if len(rows) < len(x) else None
+            for span, block in encode(x, chosen, scale, self._spec.dtype):
                 target = self._arrays[part.array]
                 if x.is_cuda:
                     begun.append((target, places[span], HostCopy(block)))
                 else:
-                    target.put(places[span], block)
+                    target.put(_run(places[span]), block)
         # The former copies have come in while the model was busy with these sequences.
         self._place()
         self._coming = begun
 
     def finish(self) -> dict[str, EncodedRows]:
-        """Every array's rows, in the order in which they are stored."""
+        """Every array's rows, with the order in which they are stored."""
         self._place()
         self._coming = []
         return self._arrays
@@ -72,24 +73,30 @@ class ShardRows:
             target.put(places, EncodedBlock(*copy.result()))
 
 
+def _run(ascending: Int64[np.ndarray, " rows"]) -> slice | Int64[np.ndarray, " rows"]:
+    """Numbers as a slice, if none is left out between the first and the last: half the time to index."""
+    first, last = ascending[0], ascending[-1]
+    return slice(first, last + 1) if last - first + 1 == len(ascending) else ascending
+
+
 class _Part:
-    """What one array takes of one layer: tokens of the shard in reading order, and their places."""
+    """What one array takes of one layer: tokens of the shard in reading order, and which rows they are."""
 
     def __init__(
         self,
         array: str,
         layer: int,
         tokens: Int64[np.ndarray, " rows"],
-        places: Int64[np.ndarray, " rows"],
+        rows: Int64[np.ndarray, " rows"],
     ) -> None:
         self.array, self.layer = array, layer
-        self._tokens, self._places = tokens, places
+        self._tokens, self._rows = tokens, rows
         self._on_device = torch.from_numpy(tokens)
 
     def between(
         self, start: int, stop: int, device: torch.device
     ) -> tuple[Int64[Tensor, " rows"], Int64[np.ndarray, " rows"]]:
-        """Of the tokens `start` to `stop`, which ones counted from `start`, and their places."""
+        """Of the tokens `start` to `stop`, which ones counted from `start`, and which rows they are."""
         self._on_device = self._on_device.to(device)  # copied once: to wait for it is to wait
         first, last = np.searchsorted(self._tokens, [start, stop])
-        return self._on_device[first:last] - start, self._places[first:last]
+        return self._on_device[first:last] - start, self._rows[first:last]

@@ -18,7 +18,7 @@ from sae import SaeConfig
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 
-TOKENS, STEPS, BATCH_ROWS, SEEDS = 200_000, 1200, 1024, 4
+TOKENS, STEPS, BATCH_ROWS, SEEDS = 200_000, 1200, 1024, 8
 SEQUENCE_ROWS, CHUNK_SEQUENCES, SHARD_CHUNKS, WINDOW_CHUNKS = 128, 1, 16, 64
 """A store of about 1560 chunks, of which a window mixes as many as at the defaults."""
 

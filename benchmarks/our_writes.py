@@ -1,4 +1,7 @@
-"""Our side of the writing benchmark: a shard of one layer, with its columns, committed."""
+"""Our side of the writing benchmark: a shard of one layer, as a harvester writes it, without the model.
+
+Rows come in reading order, batch by batch, and are scaled, permuted and committed with their columns.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.shard_rows import ShardRows
 from benchmarks.cpu import Findings, Turn, serve_turns
-from benchmarks.one_layer import ARRAY, columns_of, one_layer_spec
+from benchmarks.one_layer import columns_of, one_layer_spec
 from storage.activations import ActivationStore
-from storage.encoding import EncodedRows, memory_for
+from storage.encoding import memory_for
+
+BATCH_SEQUENCES = 16
+"""The default of `harvest.batch_tokens`, 8192."""
 
 
 def make(arguments: dict[str, Any]) -> Turn:
@@ -22,11 +29,13 @@ def make(arguments: dict[str, Any]) -> Turn:
         chunks_per_shard=n_sequences // arguments["sequences_per_chunk"],
     )
     store = ActivationStore.create(Path(arguments["folder"]) / "ours.zarr", spec)
-    rows, memory = x.flatten(0, 1), memory_for(spec)
+    memory = memory_for(spec)
 
     def turn(number: int) -> Findings:
-        encoded = EncodedRows.of(spec, ARRAY, number, rows, memory)
-        store.write_shard(number, {ARRAY: encoded}, columns_of(spec, number))
+        rows = ShardRows(spec, number, memory)
+        for batch in x.split(BATCH_SEQUENCES):
+            rows.add({0: batch})
+        store.write_shard(number, rows.finish(), columns_of(spec, number))
 
         def delete() -> dict[str, float]:
             """The system's memory for files then serves the next turn too, and is not asked for anew."""

@@ -150,7 +150,7 @@ class ActivationStore:
 
         Args:
             index: Of the shard.
-            arrays: For each of `spec.arrays`, the rows as stored (in the order of `spec.rows_of`).
+            arrays: For each of `spec.arrays`, the rows, or what puts them into the order of `spec.rows_of`.
             columns: `sequence`, `position` and `token_id` of each row. Layers are derived.
 
         Raises:
@@ -177,15 +177,16 @@ class ActivationStore:
             self._write_column(name, index, columns[name].astype(dtype), files)
         for array, rows in arrays.items():
             row_layers = self.spec.row_layers(array, sequence, position)
-            self._check_finite(array, rows, row_layers)
+            norm = rows.noted("norm")
+            self._check_finite(array, norm, row_layers)
             key = activation_file(array, index)
             parts = shard_parts(self._chunks(rows), self.spec.chunks_per_shard)
             files[key] = self.place.write(key, parts)
-            self._write_column(f"{array}/norm", index, rows.norm, files)
+            self._write_column(f"{array}/norm", index, norm, files)
             if self.spec.groups:
                 self._write_column(f"{array}/layer", index, row_layers, files)
             if self.spec.dtype == "int8":
-                self._write_column(f"{array}/scale", index, rows.scale, files)
+                self._write_column(f"{array}/scale", index, rows.noted("scale"), files)
             for layer in self.spec.layers_of(array):
                 layers[layer] = _totals(rows, row_layers == layer)
         record = ShardRecord(shard=index, rows=stop - start, files=files, layers=layers)
@@ -220,9 +221,12 @@ class ActivationStore:
                     )
 
     def _check_finite(
-        self, array: str, rows: EncodedRows, row_layers: UInt8[np.ndarray, " rows"]
+        self,
+        array: str,
+        norm: Float32[np.ndarray, " rows"],
+        row_layers: UInt8[np.ndarray, " rows"],
     ) -> None:
-        finite = np.isfinite(rows.norm)
+        finite = np.isfinite(norm)
         if not finite.all():
             layers = sorted({int(layer) for layer in row_layers[~finite]})
             raise StoreError(
@@ -232,10 +236,12 @@ class ActivationStore:
             )
 
     def _chunks(self, rows: EncodedRows) -> Iterator[Bytes]:
+        """Chunk after chunk, each to be used before the next is asked for."""
         step = self.spec.chunk_rows
         compressed = compressor(self.spec.codec)
+        memory = np.empty((step, self.spec.d_model), rows.stored.dtype)
         for start in range(0, len(rows.stored), step):
-            yield compressed(padded(rows.stored[start : start + step], step))
+            yield compressed(padded(rows.chunk(start, start + step, memory), step))
 
     def _write_column(
         self, name: str, index: int, values: np.ndarray, files: dict[str, FileRecord]
@@ -329,17 +335,17 @@ def _totals(rows: EncodedRows, mine: Bool[np.ndarray, " rows"]) -> LayerTotals:
     """What the shard holds of one layer, whose rows are `mine`."""
     rounding = {}
     if len(rows.scale):
-        x = rows.stored[mine].astype(np.float32) / rows.scale[mine, None]
+        x = rows.of_shard(mine).astype(np.float32) / rows.noted("scale")[mine, None]
         total = x.sum(axis=0, dtype=np.float64)
         squares = np.einsum("ij,ij->", x, x, dtype=np.float64)
         rounding = {
-            "squared_error": float(rows.squared_error[mine].sum(dtype=np.float64)),
+            "squared_error": float(rows.noted("squared_error")[mine].sum(dtype=np.float64)),
             "squared_deviation": float(squares - total @ total / max(len(x), 1)),
         }
     return LayerTotals(
         rows=int(mine.sum()),
-        norm_sum=float(rows.norm[mine].sum(dtype=np.float64)),
-        n_clipped=int(rows.clipped[mine].sum()),
+        norm_sum=float(rows.noted("norm")[mine].sum(dtype=np.float64)),
+        n_clipped=int(rows.noted("clipped")[mine].sum()),
         **rounding,
     )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from storage.dtypes import largest_value, stored_dtype
@@ -36,7 +36,7 @@ class EncodedBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """The rows of one array of a shard in the order in which they are stored."""
+    """The rows of one array of a shard."""
 
     stored: Shaped[np.ndarray, "rows d_model"]
     """Numbers of the store's dtype."""
@@ -53,8 +53,19 @@ class EncodedRows:
     squared_error: Float32[np.ndarray, " scaled"]
     """Of int8: the squared distance that rounding moved the row, in the model's units; else empty."""
 
+    order: Int64[np.ndarray, " rows"] | None = None
+    """Which of these rows stands at each row of the shard; None: they stand as they are here.
+
+    To permute them where the shard is written, chunk by chunk, costs half of scattering them here."""
+
     @classmethod
-    def empty(cls, n_rows: int, dtype: str, memory: RowMemory) -> "EncodedRows":
+    def empty(
+        cls,
+        n_rows: int,
+        dtype: str,
+        memory: RowMemory,
+        order: Int64[np.ndarray, " rows"] | None = None,
+    ) -> "EncodedRows":
         """Room for that many rows, of `memory_for` their store."""
         n_scaled = n_rows if dtype == "int8" else 0
         return cls(
@@ -63,6 +74,7 @@ class EncodedRows:
             clipped=np.zeros(n_rows, np.int64),
             scale=np.ones(n_scaled, np.float32),
             squared_error=np.zeros(n_scaled, np.float32),
+            order=order,
         )
 
     @classmethod
@@ -94,6 +106,25 @@ class EncodedRows:
         for name, values in block._asdict().items():
             if len(values):
                 getattr(self, name)[places] = values.numpy()
+
+    def noted(self, name: str) -> Shaped[np.ndarray, " rows"]:
+        """A field that says something of each row, in the shard's order."""
+        values = getattr(self, name)
+        return values if self.order is None or not len(values) else values[self.order]
+
+    def chunk(
+        self, start: int, stop: int, memory: Shaped[np.ndarray, "chunk_rows d_model"]
+    ) -> Shaped[np.ndarray, "rows d_model"]:
+        """Rows of the shard, in its order: as they are here, or brought together in `memory`."""
+        if self.order is None:
+            return self.stored[start:stop]
+        order = self.order[start:stop]
+        # `raise` would not write into `out` straight away; these numbers are a permutation.
+        return np.take(self.stored, order, axis=0, out=memory[: len(order)], mode="clip")
+
+    def of_shard(self, mine: Bool[np.ndarray, " rows"]) -> Shaped[np.ndarray, "some d_model"]:
+        """The rows that `mine` says of the shard's, in its order."""
+        return self.stored[mine if self.order is None else self.order[mine]]
 
 
 def memory_for(spec: StoreSpec) -> RowMemory:

@@ -87,7 +87,9 @@ class ObjectPlace(Place):
 
     def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write an object, which appears when all of it is there."""
-        data = list(parts)
+        data = [
+            bytes(part) for part in parts
+        ]  # a part lasts until the next; requests may be repeated
         record = FileRecord.of(data)
         self._ask("write", name, lambda: self._put(name, data, record.n_bytes), writes=True)
         return record

@@ -65,7 +65,8 @@ class Place(ABC):
     def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write `parts` one after the other as one file, atomically and durably.
 
-        An older file of that name is replaced. A name has one writer at a time.
+        An older file of that name is replaced. A name has one writer at a time. Each part is used before
+        the next is asked for.
 
         Raises:
             StoreError: If the disk or the object store does not take it.
