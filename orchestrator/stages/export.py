@@ -46,7 +46,7 @@ def export(cfg: RunConfig, options: ExportOptions, console: Console) -> list[Pat
     run = RunDirectory.claim(cfg)
     trials = _chosen(run, options.trial)
     tokens = TokenStore.open(run.tokens).spec
-    check_model(cfg, tokens, ActivationStore.open(run.validation).spec.d_model)
+    check_model(cfg, run, tokens, ActivationStore.open(run.validation).spec.d_model)
     python = interpreter_of(options.to, options.python)
     with _told_to_the_user():
         found = {trial: checkpoint.load(run.trials / trial / "sae") for trial in trials}
