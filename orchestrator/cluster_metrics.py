@@ -43,16 +43,16 @@ class ClusterMetrics:
         """Send where a stage is."""
         figures, seconds = progress.figures, progress.figures.seconds
         if progress.unit == "tokens":
-            self._count(progress, "strata_tokens", progress.done)
-        self._count(progress, "strata_bytes", figures.n_bytes)
+            self._count(progress, "strata_tokens", float(progress.done))
+        self._count(progress, "strata_bytes", float(figures.n_bytes))
         for part, spent in seconds.items():
             self._count(progress, "strata_actor_seconds", spent, part)
         self._set(progress, "strata_stage_done", progress.done / max(progress.total, 1))
         self._set(progress, "strata_stage_seconds_left", progress.seconds_left or 0.0)
         for queue, n_jobs in figures.queues.items():
-            self._set(progress, "strata_jobs", n_jobs, queue)
+            self._set(progress, "strata_jobs", float(n_jobs), queue)
         for state, n_trials in figures.trials.items():
-            self._set(progress, "strata_trials", n_trials, state)
+            self._set(progress, "strata_trials", float(n_trials), state)
         busy = seconds.get("data", 0.0) + seconds.get("autoencoders", 0.0)
         if busy:
             self._set(progress, "strata_data_wait", seconds["data"] / busy)

@@ -20,7 +20,7 @@ from orchestrator.cluster_metrics import COUNTERS, GAUGES
 from orchestrator.errors import UserError
 from orchestrator.status import status
 from storage.places import place
-from tests.object_server import BUCKET, ENVIRONMENT, object_server, use
+from tests.object_server import BUCKET, ENVIRONMENTS, object_server, use
 from tests.runs import ROOT, SMALL_RUN, start, strata, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -30,7 +30,7 @@ PLANTED = {
     "MLFLOW_TRACKING_TOKEN": "planted-token-c41d",
     "HF_TOKEN": "planted-hub-token-90be",
 }
-SECRETS = [*PLANTED.values(), ENVIRONMENT["AWS_SECRET_ACCESS_KEY"]]
+SECRETS = [*PLANTED.values(), ENVIRONMENTS["s3"]["AWS_SECRET_ACCESS_KEY"]]
 
 
 @dataclass
