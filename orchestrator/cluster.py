@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import grpc
 import ray
 from ray._private import ray_constants
+from ray._private.grpc_utils import init_grpc_channel
+from ray.exceptions import AuthenticationError
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
@@ -32,6 +35,7 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         UserError: If no cluster answers at the address, or one actor asks for more than there is.
     """
     if cfg.address:
+        _refuse_client(cfg.address)
         _check_listens(cfg.address)
         _join(cfg.address)
     else:
@@ -46,7 +50,24 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
 def _join(address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
+    except AuthenticationError as error:
+        raise UserError(
+            f"compute.address: the cluster at {address} takes no driver without its token ({error}); set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.shutdown()
+        if "ersion mismatch" in str(error):
+            raise UserError(
+                f"compute.address: the cluster at {address} has another Ray or Python than this process, and "
+                f"all take the same: install the versions of one side on the other. {error}"
+            ) from None
+        if isinstance(error.__cause__, RuntimeError):
+            raise UserError(
+                f"compute.address: this machine is no node of the cluster at {address}, and a run is driven "
+                "from one: give the command on a node (`ray attach`), or send the run there with `strata "
+                "submit`"
+            ) from None
         raise UserError(_no_cluster(address, error)) from None
 
 
@@ -89,18 +110,35 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def _refuse_client(address: str) -> None:
+    if "://" in address:
+        raise UserError(
+            f"compute.address: {address} is a way to a cluster from outside, and a run is driven from one of "
+            "its nodes: `strata submit --address http://HOST:8265` sends it there; on a node give auto, or "
+            "HOST:PORT"
+        )
+
+
 def _check_listens(address: str) -> None:
-    """Ask the port itself first: Ray would go on trying for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Ask the port itself first, then whether it speaks as Ray does: Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         return  # `auto`, which Ray looks up by itself
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(_no_cluster(address, error)) from None
+    channel = init_grpc_channel(address)
+    try:
+        grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+    except grpc.FutureTimeoutError:
+        silence = f"what listens there does not answer as Ray does within {CONNECT_SECONDS:.0f} s"
+        raise UserError(_no_cluster(address, silence)) from None
+    finally:
+        channel.close()
 
 
-def _no_cluster(address: str, error: Exception) -> str:
+def _no_cluster(address: str, error: object) -> str:
     return (
         f"compute.address: no Ray cluster at {address} ({error}); start one with "
         "`ray start --head`, or leave the address out to use this machine alone"

@@ -1,0 +1,219 @@
+"""`strata submit` and `strata run --address`, on a real cluster of two nodes, one of which does not see all folders."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+
+from orchestrator import config_file
+from orchestrator.__main__ import main
+from orchestrator.run_directory import RunDirectory
+from orchestrator.shared_storage import SharedStorage
+from tests.ray_nodes import Nodes, nodes, project
+from tests.runs import ROOT, write_config
+
+CAN_MOUNT = shutil.which("unshare") and not subprocess.call(
+    ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], stderr=subprocess.DEVNULL
+)
+if_it_can_mount = pytest.mark.skipif(
+    not CAN_MOUNT, reason="needs mount namespaces (root on Linux), to hide a folder from a node"
+)
+
+
+def submit(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of `strata submit run.yaml`, given in a folder, by the code that lies there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "submit", "run.yaml", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env=os.environ,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with Strata's code, and beside it the folder that one node does not see."""
+    folder = tmp_path_factory.mktemp("submit")
+    (folder / "one-sees").mkdir()
+    return project(folder / "work")
+
+
+@pytest.fixture(scope="module")
+def cluster(work: Path) -> Iterator[Nodes]:
+    with nodes(cpus=1) as cluster:
+        cluster.add(cpus=1, blind_to=work.parent / "one-sees")
+        cluster.wait_for(2)
+        yield cluster
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@if_it_can_mount
+def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, work: Path):
+    run = work.parent / "one-sees" / "run"
+    write_config(work, run_dir=str(run), compute={})
+    status, output = submit(work, "--address", cluster.dashboard)
+    assert status == 2, output
+    assert f"strata: run_dir: {run} on node {socket.gethostname()} is not what it is on" in output
+    assert "put it where all nodes mount shared storage" in output
+    assert "(so on 1 of 1 other nodes)" in output
+    assert output.rstrip().endswith("ended with exit status 2; the reason stands above")
+    assert "Traceback" not in output
+    assert not (run / "tokens.zarr").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@if_it_can_mount
+def test_a_finished_run_is_told_by_the_cluster_and_what_is_not_to_be_sent_stays(
+    cluster: Nodes, work: Path, finished: tuple[Path, str]
+):
+    run = work.parent / "finished"
+    shutil.copytree(finished[0].parent / "runs" / "small", run)
+    (work / ".env").write_text("HF_TOKEN=planted-4711\n")
+    write_config(work, run_dir=str(run), compute={"cpus": 2})  # of a laptop's private cluster
+    status, output = submit(work, "--address", cluster.dashboard, "--set", "tracking.uri=null")
+    assert status == 0, output
+    table = finished[1][finished[1].index("group") :].splitlines()[0]
+    assert table in output
+    assert "Traceback" not in output
+    [sent] = cluster.folder.rglob("working_dir_files/*/run.yaml")
+    assert not (sent.parent / ".env").exists()
+
+
+@if_it_can_mount
+def test_a_process_that_starts_later_where_the_folder_is_another_refuses_to_work(tmp_path: Path):
+    cfg = config_file.load(write_config(tmp_path))
+    storage = SharedStorage.of(RunDirectory.claim(cfg))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pickle, sys\nstorage = pickle.load(open(sys.argv[1], 'rb'))\nstorage.check()\n"
+    )
+    pickled = tmp_path / "storage"
+    pickled.write_bytes(cloudpickle.dumps(storage))
+    command = [sys.executable, str(program), str(pickled)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True)
+    hidden = f'mount -t tmpfs none {cfg.run_dir.parent} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", hidden, "sh", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"UserError: run_dir: {cfg.run_dir} on node" in done.stderr
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and says nothing."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def older() -> Iterator[str]:
+    """The dashboard of a cluster of another Ray, as far as it is asked before it is refused."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802 (its name in http.server)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"version": "4", "ray_version": "2.9.0"}).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a command says that ends with exit status 2."""
+    assert main([*map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_an_address_where_nothing_answers_is_refused_after_a_stated_time(
+    tmp_path: Path, capsys, silent: str, monkeypatch
+):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--address", silent)
+    assert f"no Ray cluster at {silent} (what listens there does not answer as Ray does" in said
+    assert "within 10 s" in said
+    said = refused(capsys, "submit", config, "--image", "--address", f"http://{silent}")
+    assert f"--address: no Ray cluster answers at http://{silent} within 10 s" in said
+    assert "`ray dashboard cluster.yaml`" in said
+
+
+def test_addresses_of_the_wrong_kind_are_refused_with_the_right_one(
+    tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--address", "ray://127.0.0.1:10001")
+    assert "`strata submit --address http://HOST:8265` sends it there" in said
+    said = refused(capsys, "submit", config, "--image", "--address", "127.0.0.1:6379")
+    assert "give http://HOST:8265" in said
+
+
+def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, capsys, older: str, monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    said = refused(capsys, "submit", write_config(tmp_path), "--image", "--address", older)
+    assert f"here is ray 2.60.0, and the cluster at {older} has ray 2.9.0" in said
+    assert "install the same on both sides" in said
+
+
+def test_a_run_sent_by_another_strata_or_python_is_refused_before_it_begins(tmp_path: Path, capsys):
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--from-client", "strata=9.9.0 ray=2.60.0 python=3.9")
+    assert "and where the run was submitted it is python 3.9, strata 9.9.0;" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("run_dir", "runs/mine"), ("harvest.store", "stores/mine")]
+)
+def test_a_path_relative_to_this_machine_is_not_sent(tmp_path: Path, capsys, setting, value):
+    config = write_config(tmp_path)
+    said = refused(capsys, "submit", config, "--image", "--set", f"{setting}={value}")
+    assert f"{setting}: {value} is relative" in said
+    assert f"--set {setting}=/shared/mine" in said
+
+
+def test_a_bucket_is_no_run_directory(tmp_path: Path, capsys):
+    said = refused(capsys, "plan", write_config(tmp_path, run_dir="s3://bucket/run"))
+    assert "run_dir: s3:/bucket/run is no folder" in said
+    assert "harvest.store" in said
+
+
+def test_a_configuration_that_is_missing_or_would_not_be_sent_is_refused(
+    tmp_path: Path, capsys, monkeypatch
+):
+    said = refused(capsys, "submit", tmp_path / "none.yaml", "--image")
+    assert "none.yaml does not exist" in said
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = refused(capsys, "submit", write_config(tmp_path))
+    assert "run.yaml lies outside" in said
+    assert "--image" in said
