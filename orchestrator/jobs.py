@@ -179,8 +179,9 @@ class Jobs:
         """
         log, answered = _Log(self._client, job, write), time.monotonic()
         while time.monotonic() - answered < LOST_SECONDS:
+            ended = False
             with suppress(*_NO_ANSWER):  # the next question tells
-                asyncio.run(log.show())
+                ended = asyncio.run(log.show())
             try:
                 details = self._client.get_job_info(job)
             except _NO_ANSWER:
@@ -189,7 +190,7 @@ class Jobs:
             answered = time.monotonic()
             if details.status.is_terminal():
                 with suppress(*_NO_ANSWER):
-                    asyncio.run(log.show())
+                    _ = ended or asyncio.run(log.show())
                 return details
             time.sleep(1)
         return None
@@ -219,15 +220,17 @@ class _Log:
         self._client, self._job, self._write = client, job, write
         self._n_written = 0
 
-    async def show(self) -> None:
-        """Write what is new, until the job ends, the log is silent, or the connection breaks."""
+    async def show(self) -> bool:
+        """Write what is new, until the job ends (True) or the log is silent (False)."""
         n_read = 0
         async with aclosing(self._client.tail_job_logs(self._job)) as parts:  # pyright: ignore
             while True:
                 try:
                     part = await asyncio.wait_for(anext(parts), SILENCE_SECONDS)
-                except (StopAsyncIteration, TimeoutError):
-                    return
+                except StopAsyncIteration:
+                    return True
+                except TimeoutError:
+                    return False
                 n_read += len(part)
                 if n_read > self._n_written:
                     self._write(part[self._n_written - n_read :])
