@@ -1,6 +1,7 @@
 """Ray: connecting, and what each kind of actor asks for."""
 
 import logging
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +35,13 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     Raises:
         UserError: If no cluster answers at the address, or one actor asks for more than there is.
     """
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     if cfg.address:
         _refuse_client(cfg.address)
         _check_listens(cfg.address)
         _join(cfg.address)
+        # With it a job is stopped and a pod ended; Ray would print a stack of addresses.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     else:
         _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
     try:
@@ -45,6 +49,7 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.ray_nodes import RAY, nodes, project
 from tests.runs import wait_until, write_config
-from tests.test_submit import submit
+from tests.test_submit import if_it_can_mount, submit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -59,13 +59,38 @@ def test_a_run_that_is_left_followed_again_stopped_and_sent_again_ends_as_an_unb
             [*RAY, *shlex.split(stop[1])], check=True, capture_output=True, env=cluster.environment
         )
         assert second.wait(60) == 1
-        assert "was stopped; the same command continues the run" in log.read_text()
+        said = log.read_text()
+        assert "was stopped; the same command continues the run" in said
+        assert "strata: interrupted; the same command continues where this one stopped" in said
+        assert "*** SIGTERM" not in said
 
         status, output = submit(work, "--address", cluster.dashboard)
         assert status == 0, output
         assert output.count("Running entrypoint for job") == 1
         assert "best" in output
     assert weights(run) == weights(finished[0].parent / "runs" / "small")
+
+
+@if_it_can_mount
+def test_a_machine_that_is_no_node_is_sent_to_submit(tmp_path: Path):
+    work = project(tmp_path / "work")
+    write_config(work, run_dir=str(tmp_path / "run"), compute={})
+    with nodes(cpus=1) as cluster:
+        # Where no process of the cluster is seen, as on another machine.
+        done = subprocess.run(
+            [
+                *("unshare", "-p", "-f", "--mount-proc"),
+                *(sys.executable, "-m", "orchestrator", "run", "run.yaml"),
+                *("--address", cluster.address),
+            ],
+            cwd=work,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 2, done.stderr
+    assert f"this machine is no node of the cluster at {cluster.address}" in done.stderr
+    assert "`strata submit`" in done.stderr
 
 
 def test_a_cluster_of_another_ray_takes_no_driver(tmp_path: Path):

@@ -54,8 +54,6 @@ def test_the_launcher_of_the_pinned_ray_takes_it(file: Path):
     util.validate_config(util.prepare_config(config))
     with pytest.raises(Exception, match="hed_node_type"):
         util.validate_config({**util.prepare_config(load(file)), "hed_node_type": "head"})
-    schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
-    jsonschema.validate(load(file), json.loads(schema.read_text()))
 
 
 @pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.stem)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
-from orchestrator import config_file
+from orchestrator import cluster as cluster_module
+from orchestrator import config_file, jobs
 from orchestrator.__main__ import main
 from orchestrator.run_directory import RunDirectory
 from orchestrator.shared_storage import SharedStorage
@@ -160,12 +161,14 @@ def test_an_address_where_nothing_answers_is_refused_after_a_stated_time(
     tmp_path: Path, capsys, silent: str, monkeypatch
 ):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 1.0)
     config = write_config(tmp_path)
     said = refused(capsys, "run", config, "--address", silent)
     assert f"no Ray cluster at {silent} (what listens there does not answer as Ray does" in said
-    assert "within 10 s" in said
+    assert "within 1 s" in said
     said = refused(capsys, "submit", config, "--image", "--address", f"http://{silent}")
-    assert f"--address: no Ray cluster answers at http://{silent} within 10 s" in said
+    assert f"--address: no Ray cluster answers at http://{silent} within 1 s" in said
     assert "`ray dashboard cluster.yaml`" in said
 
 
