@@ -66,7 +66,8 @@ def cluster(work: Path) -> Iterator[Nodes]:
 @if_it_can_mount
 def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, work: Path):
     run = work.parent / "one-sees" / "run"
-    write_config(work, run_dir=str(run), compute={})
+    write_config(work, run_dir=str(run), compute={"cpus": 2})  # of a laptop's private cluster
+    (work / ".env").write_text("HF_TOKEN=planted-4711\n")
     status, output = submit(work, "--address", cluster.dashboard)
     assert status == 2, output
     assert f"strata: run_dir: {run} on node {socket.gethostname()} is not what it is on" in output
@@ -75,26 +76,27 @@ def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, w
     assert output.rstrip().endswith("ended with exit status 2; the reason stands above")
     assert "Traceback" not in output
     assert not (run / "tokens.zarr").exists()
+    [sent] = cluster.folder.glob("0/session_2*/runtime_resources/working_dir_files/*/run.yaml")
+    assert (sent.parent / "orchestrator").is_dir()
+    assert not (sent.parent / ".env").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @if_it_can_mount
-def test_a_finished_run_is_told_by_the_cluster_and_what_is_not_to_be_sent_stays(
-    cluster: Nodes, work: Path, finished: tuple[Path, str]
+def test_of_a_configuration_alone_the_installed_strata_makes_the_run(
+    cluster: Nodes, tmp_path: Path, finished: tuple[Path, str]
 ):
-    run = work.parent / "finished"
+    run = tmp_path / "finished"
     shutil.copytree(finished[0].parent / "runs" / "small", run)
-    (work / ".env").write_text("HF_TOKEN=planted-4711\n")
-    write_config(work, run_dir=str(run), compute={"cpus": 2})  # of a laptop's private cluster
-    status, output = submit(work, "--address", cluster.dashboard, "--set", "tracking.uri=null")
+    write_config(tmp_path, run_dir=str(run))
+    (tmp_path / "large.bin").write_bytes(b"not to be sent")
+    status, output = submit(tmp_path, "--image", "--address", cluster.dashboard)
     assert status == 0, output
     table = [line for line in finished[1].splitlines() if "batch_topk" in line]
     assert table
     assert all(line in output for line in table)
-    assert "Traceback" not in output
-    [sent] = cluster.folder.rglob("working_dir_files/*/run.yaml")
-    assert not (sent.parent / ".env").exists()
+    assert not [*cluster.folder.rglob("large.bin")]
 
 
 @if_it_can_mount
