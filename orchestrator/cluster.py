@@ -11,7 +11,7 @@ import grpc
 import ray
 from ray._private import ray_constants
 from ray._private.grpc_utils import init_grpc_channel
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, ObjectStoreFullError, OutOfDiskError
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
@@ -33,7 +33,8 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         shared_bytes: Room for activations in a private one's object store.
 
     Raises:
-        UserError: If no cluster answers at the address, or one actor asks for more than there is.
+        UserError: If no cluster answers at the address, one actor asks for more than there is, or the object
+            store is full.
     """
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     if cfg.address:
@@ -47,6 +48,12 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     try:
         check_fits(cfg)
         yield
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise UserError(
+            "the cluster's object store is full, and so is the disk that Ray moves its objects to; a run puts little "
+            "there, so others have filled it: end what else works on the cluster (`ray status`, `ray job list`), or "
+            f"start nodes with more (`ray start --object-store-memory`) ({str(error).strip().splitlines()[0]})"
+        ) from None
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
@@ -67,7 +74,7 @@ def _join(address: str) -> None:
                 f"compute.address: the cluster at {address} has another Ray or Python than this process, and "
                 f"all take the same: install the versions of one side on the other. {error}"
             ) from None
-        if isinstance(error.__cause__, RuntimeError):
+        if isinstance(error.__cause__, RuntimeError):  # the cluster answered, but has no files here
             raise UserError(
                 f"compute.address: this machine is no node of the cluster at {address}, and a run is driven "
                 "from one: give the command on a node (`ray attach`), or send the run there with `strata "

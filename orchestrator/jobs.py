@@ -11,8 +11,8 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ _NO_ANSWER = (aiohttp.ClientError, OSError, RuntimeError)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be run."""
+    """A run that is to be made on a cluster."""
 
-    config: Path
-    """A YAML file, or a run directory."""
+    file: Path
+    """Its configuration, in YAML."""
 
     overrides: tuple[str, ...]
     """As of `config_file.load`."""
@@ -62,26 +62,36 @@ class Request:
     """Sent with all that is in it, to be the working directory; None: the file alone is sent, and the code is
     what is installed there."""
 
-    def checked(self) -> tuple[Path, str, str]:
-        """The configuration's file, its run directory, and a digest of all settings.
+    run_dir: str
+    settings: str
+    """A digest of all of them."""
+
+    @classmethod
+    def of(cls, config: Path, overrides: Sequence[str], folder: Path | None) -> "Request":
+        """Of a YAML file, or a run directory.
 
         Raises:
             UserError: Naming what can't be read, or can't be on another machine.
         """
-        cfg, file = config_file.read(self.config, self.overrides)
+        cfg, file = config_file.read(config, overrides)
         for setting, path in (("run_dir", str(cfg.run_dir)), ("harvest.store", cfg.harvest.store)):
             if path is not None and "://" not in path and not path.startswith("/"):
                 raise UserError(
                     f"{setting}: {path} is relative, and on a cluster there is nothing that it could be "
                     f"relative to; give the folder as its nodes see it, for instance --set {setting}=/shared/mine"
                 )
-        if self.folder is not None and not file.resolve().is_relative_to(self.folder.resolve()):
+        if folder is not None and not file.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"{file} lies outside {self.folder}, which is what is sent; give the command in a folder "
+                f"{file} lies outside {folder}, which is what is sent; give the command in a folder "
                 "that holds it, or --image to send the file alone"
             )
-        digest = hashlib.sha256(config_file.dump(cfg).encode()).hexdigest()[:16]
-        return file, str(cfg.run_dir), digest
+        return cls(
+            file=file,
+            overrides=tuple(overrides),
+            folder=folder,
+            run_dir=str(cfg.run_dir),
+            settings=hashlib.sha256(config_file.dump(cfg).encode()).hexdigest()[:16],
+        )
 
 
 class Jobs:
@@ -103,20 +113,8 @@ class Jobs:
                 "http://HOST:8265"
             )
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # which Ray would prefer to an argument
-        try:
+        with self._answering():
             self._client = _Client(self.address)
-        except AuthenticationError as error:
-            raise UserError(
-                f"--address: the cluster at {self.address} takes no jobs without its token; set "
-                f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it ({error.message})"
-            ) from None
-        except (*_NO_ANSWER, ValueError, KeyError) as error:
-            raise UserError(
-                f"--address: no Ray cluster answers at {self.address} within {ANSWER_SECONDS:.0f} s "
-                f"({redacted(str(error))}); give the address of its dashboard, and make it reachable from here: "
-                "`ray dashboard cluster.yaml`, or `kubectl port-forward service/NAME-head-svc 8265`, left running, "
-                "bring it to http://127.0.0.1:8265"
-            ) from None
         there = {"ray": self._client.ray_version}
         check_same(versions(), there, f"the cluster at {self.address} has")
 
@@ -124,19 +122,21 @@ class Jobs:
         """The job that makes this run now, None if there is none.
 
         Raises:
-            UserError: If its settings are others.
+            UserError: If its settings are others, or the cluster gives no answer.
         """
-        _, run_dir, digest = request.checked()
-        for job in self._client.list_jobs():
+        with self._answering():
+            jobs = self._client.list_jobs()
+        for job in jobs:
             told = job.metadata or {}
             if job.type is not JobType.SUBMISSION or job.status.is_terminal():
                 continue
-            if told.get("run_dir") == run_dir:
+            if told.get("run_dir") == request.run_dir:
                 assert job.submission_id is not None
-                if told.get("config") != digest:
+                if told.get("settings") != request.settings:
                     raise UserError(
-                        f"run_dir: {run_dir} is at work already, with other settings, as job {job.submission_id}; "
-                        f"stop that with `{self.stopping(job.submission_id)}`, or set another run_dir"
+                        f"run_dir: {request.run_dir} is at work already, with other settings, as job "
+                        f"{job.submission_id}; stop that with `{self.stopping(job.submission_id)}`, or set another "
+                        "run_dir"
                     )
                 return job.submission_id
         return None
@@ -147,9 +147,8 @@ class Jobs:
         Raises:
             UserError: If it can't be sent.
         """
-        file, run_dir, digest = request.checked()
         with tempfile.TemporaryDirectory() as scratch:
-            folder = request.folder
+            folder, file = request.folder, request.file
             if folder is None:
                 folder = Path(scratch)
                 file = Path(shutil.copy(file, folder / "run.yaml"))
@@ -164,7 +163,7 @@ class Jobs:
                 return self._client.submit_job(
                     entrypoint=shlex.join(command),
                     runtime_env={"working_dir": str(folder), "excludes": list(NEVER_SENT)},
-                    metadata={"run_dir": run_dir, "config": digest},
+                    metadata={"run_dir": request.run_dir, "settings": request.settings},
                 )
             except (*_NO_ANSWER, ValueError) as error:
                 raise UserError(
@@ -198,6 +197,24 @@ class Jobs:
     def stopping(self, job: str) -> str:
         """The command that stops a job."""
         return f"ray job stop --address {self.address} {job}"
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say of a cluster that does not answer a question inside, or not to us, what to do."""
+        try:
+            yield
+        except AuthenticationError as error:
+            raise UserError(
+                f"--address: the cluster at {self.address} takes no jobs without its token; set "
+                f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it ({error.message})"
+            ) from None
+        except (*_NO_ANSWER, ValueError, KeyError) as error:
+            raise UserError(
+                f"--address: no Ray cluster answers at {self.address} within {ANSWER_SECONDS:.0f} s "
+                f"({redacted(str(error))}); give the address of its dashboard, and make it reachable from here: "
+                "`ray dashboard cluster.yaml`, or `kubectl port-forward service/NAME-head-svc 8265`, left running, "
+                "bring it to http://127.0.0.1:8265"
+            ) from None
 
 
 class _Client(JobSubmissionClient):
@@ -244,6 +261,7 @@ def outcome(details: JobDetails) -> tuple[int, Sequence[str]]:
     if details.status == "STOPPED":
         return 1, ("was stopped; the same command continues the run",)
     code = details.driver_exit_code
-    if code is None:  # it never began; the log has nothing of it
-        return 1, (f"could not be started: {redacted(details.message or 'Ray does not say why')}",)
+    if code is None:  # it never began, or its node is gone; the log has nothing of it
+        why = redacted(details.message or "Ray does not say why").strip()
+        return 1, (f"failed: {why}\nthe same command continues the run",)
     return (code if code > 0 else 1), (f"ended with exit status {code}; the reason stands above",)

@@ -43,6 +43,7 @@ def hold(folder: Path) -> None:
     file.truncate(0)
     file.write(json.dumps(_this_process()))
     file.flush()
+    os.fsync(file.fileno())  # NFS would keep it from other nodes for up to half a minute
     _held[path] = file
 
 

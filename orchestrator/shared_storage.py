@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import run_lock
 from orchestrator.errors import UserError
+from orchestrator.redaction import redacted
 from orchestrator.run_directory import RunDirectory
 from orchestrator.versions import check_same, versions
 from storage.errors import StoreError
@@ -62,24 +63,24 @@ class SharedStorage:
         """The same, once all nodes of the connected cluster that compute have been asked.
 
         Raises:
-            UserError: If one of them does not see it, may not write there, or has another Strata.
-            StoreError: If one of them gets no answer from the store.
+            UserError: If one of them does not see it, may not write there, gets no answer from the store, or has
+                no Strata or another.
         """
         storage, here = cls.of(run), ray.get_runtime_context().get_node_id()
-        others = [
-            node["NodeID"]
+        others = {
+            node["NodeID"]: node["NodeManagerHostname"]
             for node in ray.nodes()
             if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
-        ]
+        }
         ask = ray.remote(num_cpus=0, max_retries=0)(_fault)
-        asked = [
+        asked = {
             ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(storage)
-            for node in others
-        ]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=PROBE_SECONDS)
-        faults = [fault for answer in answered if (fault := _told(answer))]
+            ).remote(storage): name
+            for node, name in others.items()
+        }
+        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=PROBE_SECONDS)
+        faults = [fault for answer in answered if (fault := _told(answer, asked[answer]))]
         if faults:
             raise UserError(f"{faults[0]} (so on {len(faults)} of {len(others)} other nodes)")
         return storage
@@ -136,8 +137,15 @@ def _fault(storage: SharedStorage) -> str | None:
     return None
 
 
-def _told(answer: "ray.ObjectRef[str | None]") -> str | None:
+def _told(answer: "ray.ObjectRef[str | None]", node: str) -> str | None:
+    """What a node says is wrong; None also if it is gone, as the run can do without it."""
     try:
         return ray.get(answer)
-    except RayError:  # the node has just gone
+    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
         return None
+    except RayError as error:  # nothing of Strata has begun there
+        reason = redacted(str(error)).strip().splitlines()[-1]
+        return (
+            f"node {node} can't work on the run ({reason}); install Strata on every node, with what it needs, "
+            "as cluster.yaml does"
+        )

@@ -31,17 +31,12 @@ def submit(args: Namespace) -> int:
     """The whole job on a running cluster; the exit status of the run."""
     from orchestrator.jobs import Jobs, Request, outcome
 
-    folder = None if args.image else Path.cwd()
-    request, console = (
-        Request(config=args.config, overrides=tuple(args.overrides), folder=folder),
-        _console(),
-    )
-    request.checked()  # before anybody is asked
+    request = Request.of(args.config, args.overrides, None if args.image else Path.cwd())
     jobs = Jobs(args.address)
     job = jobs.at_work(request)
     found = "is at work already" if job else "takes the run"
     job = job or jobs.submit(request)
-    console.print(
+    _console().print(
         f"submit    {jobs.address} {found}, as job {job}\n"
         f"          Leaving it (Ctrl-C) leaves it at work: the same command follows it again; "
         f"`{jobs.stopping(job)}` stops it",

@@ -19,30 +19,9 @@ from orchestrator import config_file, jobs
 from orchestrator.__main__ import main
 from orchestrator.run_directory import RunDirectory
 from orchestrator.shared_storage import SharedStorage
-from tests.ray_nodes import Nodes, nodes, project
+from tests.object_server import ENVIRONMENTS, object_server, refusing_server
+from tests.ray_nodes import Nodes, if_it_can_mount, nodes, project, submit
 from tests.runs import ROOT, write_config
-
-CAN_MOUNT = shutil.which("unshare") and not subprocess.call(
-    ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], stderr=subprocess.DEVNULL
-)
-if_it_can_mount = pytest.mark.skipif(
-    not CAN_MOUNT, reason="needs mount namespaces (root on Linux), to hide a folder from a node"
-)
-
-
-def submit(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Exit status and output of `strata submit run.yaml`, given in a folder, by the code that lies there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "submit", "run.yaml", *arguments],
-        cwd=folder,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        env=os.environ,
-    )
-    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +34,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(work: Path) -> Iterator[Nodes]:
-    with nodes(cpus=1) as cluster:
-        cluster.add(cpus=1, blind_to=work.parent / "one-sees")
-        cluster.wait_for(2)
-        yield cluster
+    """Of two nodes; to one of them a folder is hidden, and a bucket closed."""
+    with (
+        object_server() as endpoint,
+        refusing_server(403) as refusing,
+        nodes(cpus=1, environment={**ENVIRONMENTS["s3"], "AWS_ENDPOINT_URL": endpoint}) as made,
+    ):
+        made.add(
+            cpus=1,
+            blind_to=work.parent / "one-sees",
+            environment={"AWS_ENDPOINT_URL": refusing},
+        )
+        made.wait_for(2)
+        yield made
 
 
 @pytest.mark.ray
@@ -79,6 +67,25 @@ def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, w
     [sent] = cluster.folder.glob("0/session_2*/runtime_resources/working_dir_files/*/run.yaml")
     assert (sent.parent / "orchestrator").is_dir()
     assert not (sent.parent / ".env").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@if_it_can_mount
+def test_a_bucket_that_one_node_may_not_read_is_refused(cluster: Nodes, work: Path):
+    run, harvest = work.parent / "both-see" / "run", {"tokens": 60_000, "store": "s3://bucket/run"}
+    write_config(work, run_dir=str(run), harvest=harvest, compute={})
+    status, output = submit(work, "--address", cluster.dashboard)
+    assert status == 2, output
+    refusal = (
+        "can't read s3://bucket/run/config.yaml: the server refuses these credentials (403 Refused)"
+    )
+    assert (
+        f"strata: node {socket.gethostname()}: {refusal}; allow them to list, read, write" in output
+    )
+    assert "(so on 1 of 1 other nodes)" in output
+    assert "planted" not in output
+    assert not (run / "trials").exists()
 
 
 @pytest.mark.ray
