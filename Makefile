@@ -12,11 +12,15 @@ demo: $(READY)  ## The main job on the embedded model and corpus, start to finis
 	$(BIN)/strata demo
 
 test: $(READY)  ## All tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu and not crash and not interop" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not crash and not interop and not cluster" -n 2 --dist loadfile
 
 .PHONY: test-crash
 test-crash: $(READY)  ## The long forms: destruction of stores; whole runs in a bucket, on an encoder, within a disk budget; more of the plan's memory
 	$(BIN)/python -m pytest -m crash
+
+.PHONY: test-cluster
+test-cluster: $(READY)  ## Real multi-node clusters on this machine: launch, placement, faults
+	$(BIN)/python -m pytest -m cluster
 
 .PHONY: interop
 interop: $(READY)  ## Exports, loaded by SAELens, sparsify and dictionary_learning themselves, who get .peers/ for that

@@ -9,6 +9,7 @@ from types import TracebackType
 
 VERBS = {
     "run": "do the whole job; given again after any interruption, it does what is missing",
+    "submit": "do the whole job on a running cluster, and follow it there",
     "plan": "print what a run would need (disk, memory, rows, trials) and whether it fits",
     "harvest": "do everything up to the training store",
     "verify": "read all stores of a run again and name what is damaged; `harvest` then rewrites that",
@@ -36,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
             "config", type=Path, help="a YAML file (see examples/), or a run directory"
         )
         _add_set(sub)
+    _add_address(verbs.choices["run"])
+    _add_submit(verbs.choices["submit"])
     _add_export(verbs.choices["export"])
     verbs.choices["plan"].add_argument(
         "--gpus",
@@ -93,6 +96,35 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="override a setting, value in YAML, for instance --set sweep.k=[16,32]; may be repeated",
+    )
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="drive a running Ray cluster from one of its nodes, instead of a private one: auto, or HOST:PORT; "
+        "as compute.address, and without compute.cpus",
+    )
+    # What `strata submit` says of itself.
+    sub.add_argument("--from-client", metavar="VERSIONS", help=argparse.SUPPRESS)
+
+
+def _add_submit(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--address",
+        metavar="URL",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"),
+        help="the dashboard of the cluster; also RAY_API_SERVER_ADDRESS (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--image",
+        action="store_true",
+        help="send the configuration alone: the nodes have Strata installed, from an image or by cluster.yaml; by "
+        "default the working directory is sent, without what .gitignore names, and its code is what runs",
+    )
+    sub.add_argument(
+        "--no-follow", action="store_true", help="leave when the cluster has taken the run"
     )
 
 
@@ -156,14 +188,14 @@ def main(arguments: list[str] | None = None) -> int:
     from storage.errors import StoreError
 
     try:
-        getattr(verbs, args.verb)(args)
+        status = getattr(verbs, args.verb)(args)
     except (UserError, InputError, StoreError) as error:
         sys.stderr.write(f"strata: {redacted(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("strata: interrupted; the same command continues where this one stopped\n")
         return 1
-    return 0
+    return status or 0
 
 
 def _print_redacted(

@@ -1,13 +1,17 @@
 """Ray: connecting, and what each kind of actor asks for."""
 
 import logging
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import grpc
 import ray
 from ray._private import ray_constants
+from ray._private.grpc_utils import init_grpc_channel
+from ray.exceptions import AuthenticationError, ObjectStoreFullError, OutOfDiskError
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
@@ -29,24 +33,53 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         shared_bytes: Room for activations in a private one's object store.
 
     Raises:
-        UserError: If no cluster answers at the address, or one actor asks for more than there is.
+        UserError: If no cluster answers at the address, one actor asks for more than there is, or the object
+            store is full.
     """
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     if cfg.address:
+        _refuse_client(cfg.address)
         _check_listens(cfg.address)
         _join(cfg.address)
+        # With it a job is stopped and a pod ended; Ray would print a stack of addresses.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     else:
         _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
     try:
         check_fits(cfg)
         yield
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise UserError(
+            "the cluster's object store is full, and so is the disk that Ray moves its objects to; a run puts little "
+            "there, so others have filled it: end what else works on the cluster (`ray status`, `ray job list`), or "
+            f"start nodes with more (`ray start --object-store-memory`) ({str(error).strip().splitlines()[0]})"
+        ) from None
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
+    except AuthenticationError as error:
+        raise UserError(
+            f"compute.address: the cluster at {address} takes no driver without its token ({error}); set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.shutdown()
+        if "ersion mismatch" in str(error):
+            raise UserError(
+                f"compute.address: the cluster at {address} has another Ray or Python than this process, and "
+                f"all take the same: install the versions of one side on the other. {error}"
+            ) from None
+        if isinstance(error.__cause__, RuntimeError):  # the cluster answered, but has no files here
+            raise UserError(
+                f"compute.address: this machine is no node of the cluster at {address}, and a run is driven "
+                "from one: give the command on a node (`ray attach`), or send the run there with `strata "
+                "submit`"
+            ) from None
         raise UserError(_no_cluster(address, error)) from None
 
 
@@ -89,18 +122,35 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def _refuse_client(address: str) -> None:
+    if "://" in address:
+        raise UserError(
+            f"compute.address: {address} is a way to a cluster from outside, and a run is driven from one of "
+            "its nodes: `strata submit --address http://HOST:8265` sends it there; on a node give auto, or "
+            "HOST:PORT"
+        )
+
+
 def _check_listens(address: str) -> None:
-    """Ask the port itself first: Ray would go on trying for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Ask the port itself first, then whether it speaks as Ray does: Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         return  # `auto`, which Ray looks up by itself
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(_no_cluster(address, error)) from None
+    channel = init_grpc_channel(address)
+    try:
+        grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+    except grpc.FutureTimeoutError:
+        silence = f"what listens there does not answer as Ray does within {CONNECT_SECONDS:.0f} s"
+        raise UserError(_no_cluster(address, silence)) from None
+    finally:
+        channel.close()
 
 
-def _no_cluster(address: str, error: Exception) -> str:
+def _no_cluster(address: str, error: object) -> str:
     return (
         f"compute.address: no Ray cluster at {address} ({error}); start one with "
         "`ray start --head`, or leave the address out to use this machine alone"

@@ -229,7 +229,12 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        """Refuse what only shows where sections meet."""
+        """Refuse a bucket for a folder, and what only shows where sections meet."""
+        if re.match(r"[a-z0-9]+:/", str(self.run_dir)):
+            raise ValueError(
+                f"run_dir: {self.run_dir} is no folder; give one, and a bucket for the activations alone, as "
+                "harvest.store"
+            )
         if self.compute.trials_per_actor > 1 and self.sweep.search.method == "optuna":
             raise ValueError(
                 f"compute.trials_per_actor: {self.compute.trials_per_actor} with sweep.search.method: "

@@ -33,6 +33,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: Naming every fault in the file with its path and the remedy.
     """
+    cfg, file = read(path, overrides)
+    try:
+        return _with_absolute_paths(cfg, file.resolve().parent, str(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: a path in it can't be: {error}; correct it") from None
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
+    """The same with its paths as they are written, for a run on another machine; and the file it is in.
+
+    Raises:
+        UserError: As `load`, of all that does not lie in its paths.
+    """
     file = path / "config.yaml" if path.is_dir() else path
     if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("examples").glob("*.yaml")))
@@ -52,13 +67,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raw["run_dir"] = str(path.resolve())  # it may have been moved or copied
     for override in overrides:
         _apply(raw, override)
-    cfg = parse(raw, str(file))
-    try:
-        return _with_absolute_paths(cfg, file.resolve().parent, str(file))
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file}: a path in it can't be: {error}; correct it") from None
+    return parse(raw, str(file)), file
 
 
 def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:

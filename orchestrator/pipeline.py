@@ -17,6 +17,7 @@ from orchestrator.pool import Pool
 from orchestrator.progress_file import ProgressFile
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
+from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages import harvest, summary
 from orchestrator.stages.baselines import baselines, train_baselines
 from orchestrator.stages.cards import cards
@@ -63,7 +64,7 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
             watchers=(file, ClusterMetrics(directory.path.name)),
         )
         try:
-            pool = Pool(Placement.of(cfg.compute))
+            pool = Pool(Placement.of(cfg.compute), SharedStorage.on_every_node(directory))
             _stages(session, pool, STAGES.index(until), with_baselines)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

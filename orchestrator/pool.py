@@ -14,6 +14,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
 from orchestrator.cluster import Placement
+from orchestrator.shared_storage import SharedStorage
 
 JOBS_IN_HAND = 2
 """Of each process: one that it does, and one that waits, or is done beside it in a thread."""
@@ -22,13 +23,14 @@ JOBS_IN_HAND = 2
 class Pool:
     """Processes that build any actor and call its methods."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, storage: SharedStorage | None = None) -> None:
         """Start nothing yet.
 
         Args:
             placement: What each process gets, and how many there is room for.
+            storage: What each process must find before it does anything.
         """
-        self.placement = placement
+        self.placement, self.storage = placement, storage
         self._members: list[Any] = []
         self.n_at_work = 0
         """Processes that have jobs of the newest work list."""
@@ -56,7 +58,7 @@ class Pool:
         if not todo:
             return
         members = self._started(min(n_actors or len(todo), len(todo)))
-        made = ray.put(cloudpickle.dumps((actor, tuple(arguments))))  # pyright: ignore
+        made = ray.put(cloudpickle.dumps((actor, tuple(arguments), self.storage)))  # pyright: ignore
         waiting = iter(todo)
         self.n_at_work = len(members)
         inflight: dict[ray.ObjectRef, tuple[Any, tuple[Any, ...]]] = {}
@@ -133,7 +135,9 @@ class _Process:
         with self._building:
             if made != self._made:
                 self._instance = self._made = None  # never two models in memory
-                actor, arguments = cloudpickle.loads(made)
+                actor, arguments, storage = cloudpickle.loads(made)
+                if storage is not None:
+                    storage.check()
                 self._instance, self._made = actor(*arguments), made
         with nullcontext() if overlap else self._working:
             return getattr(self._instance, method)(*job)

@@ -10,6 +10,9 @@ from typing import IO, Any
 
 from orchestrator.errors import UserError
 
+Holder = dict[str, Any]
+"""`pid` and `host` of a process, both None if unknown."""
+
 _held: dict[Path, IO[str]] = {}
 
 
@@ -38,19 +41,20 @@ def hold(folder: Path) -> None:
             "for it, stop it, or set another run_dir"
         ) from None
     file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    file.write(json.dumps(_this_process()))
     file.flush()
+    os.fsync(file.fileno())  # NFS would keep it from other nodes for up to half a minute
     _held[path] = file
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds the lock of `folder` now: `pid` and `host`, both None if unknown; None if nobody does.
+def holder(folder: Path) -> Holder | None:
+    """Who holds the lock of `folder` now; None if nobody does.
 
     The lock is not touched: whoever takes it meanwhile gets it.
     """
     path = (folder / "lock").resolve()
     if path in _held:  # to open and close the file would give it up
-        return {"pid": os.getpid(), "host": socket.gethostname()}
+        return _this_process()
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -62,10 +66,25 @@ def holder(folder: Path) -> dict[str, Any] | None:
         return None if kind == fcntl.F_UNLCK else _told(file.read().decode(errors="replace"))
 
 
+def last_holder(folder: Path) -> Holder | None:
+    """Who has held the lock of `folder` last, as far as can be seen from here; None if nobody has."""
+    path = (folder / "lock").resolve()
+    if path in _held:
+        return _this_process()
+    try:
+        return _told(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+
+
 _FLOCK = "hhqqi4x"
 
 
-def _told(text: str) -> dict[str, Any]:
+def _this_process() -> Holder:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def _told(text: str) -> Holder:
     try:
         told = json.loads(text)
         return {"pid": told["pid"], "host": told["host"]}

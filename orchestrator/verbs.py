@@ -17,7 +17,49 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> None:
     """The whole job; a finished run only prints its result."""
+    if args.from_client is not None:
+        from orchestrator.versions import check_same, versions
+
+        client = dict(part.split("=", 1) for part in args.from_client.split())
+        check_same(versions(), client, "where the run was submitted it is")
+    if args.address is not None:
+        args.overrides += [f"compute.address={json.dumps(args.address)}", "compute.cpus=null"]
     _drive(args, "run")
+
+
+def submit(args: Namespace) -> int:
+    """The whole job on a running cluster; the exit status of the run."""
+    from orchestrator.jobs import Jobs, Request, outcome
+
+    request = Request.of(args.config, args.overrides, None if args.image else Path.cwd())
+    jobs = Jobs(args.address)
+    job = jobs.at_work(request)
+    found = "is at work already" if job else "takes the run"
+    job = job or jobs.submit(request)
+    _console().print(
+        f"submit    {jobs.address} {found}, as job {job}\n"
+        f"          Leaving it (Ctrl-C) leaves it at work: the same command follows it again; "
+        f"`{jobs.stopping(job)}` stops it",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if args.no_follow:
+        return 0
+    try:
+        details = jobs.follow(job, _write)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"strata: left; job {job} is still at work\n")
+        return 1
+    if details is None:
+        sys.stderr.write(
+            f"strata: {jobs.address} answers no longer; if only the way there is cut, job {job} is at work, and the "
+            "same command follows it again; if the cluster is gone, the same command continues the run on another\n"
+        )
+        return 1
+    status, left = outcome(details)
+    for text in left:
+        sys.stderr.write(f"strata: job {job} {text}\n")
+    return status
 
 
 def harvest(args: Namespace) -> None:
@@ -227,6 +269,11 @@ def _tracking_uri(args: Namespace) -> str:
         return default_uri(Path("runs", "any").resolve())
     cfg = config_file.load(args.config)
     return cfg.tracking.uri or default_uri(cfg.run_dir)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _console() -> Console:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
         *("sae", "storage", "actors"),
         *("ray", "optuna", "mlflow", "pydantic", "yaml", "rich", "matplotlib", "jinja2", "psutil"),
         *("numpy", "torch", "scipy", "plotly"),
+        *("grpc", "aiohttp"),  # what Ray's clients raise and wait with
     },
 }
 # Programs that run where another library is installed, and are never imported here.

@@ -20,6 +20,7 @@ from orchestrator.pages import dashboard as pages
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
+from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages.group import load_groups
 from storage.activations import ActivationStore
 from storage.files import FileRecord, read_parts
@@ -105,7 +106,7 @@ def _write_groups(
         cluster.connected(cfg.compute),
         stage(console, "dashboard", len(jobs), "groups") as progress,
     ):
-        pool = Pool(Placement.of(cfg.compute))
+        pool = Pool(Placement.of(cfg.compute), SharedStorage.on_every_node(run))
         arguments = (
             *(cfg.model, text.vocabulary, run.validation, row_filter),
             *(pool.placement.device, pool.placement.cpus),

@@ -18,6 +18,7 @@ from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.session import Session
+from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages.group import load_groups
 from orchestrator.tracking.tracker import Tracker
 from storage.tokens import TokenStore
@@ -127,7 +128,7 @@ def _measure(session: Session, winners: Sequence[_Winner], n_sequences: int) -> 
         return
     row_filter = load_groups(run).row_filter
     with cluster.connected(cfg.compute):
-        pool = Pool(Placement.of(cfg.compute))
+        pool = Pool(Placement.of(cfg.compute), SharedStorage.on_every_node(run))
         arguments = (
             *(cfg.model, run.tokens, run.pilot, run.validation, row_filter, n_sequences),
             *(cfg.harvest.batch_tokens, pool.placement.device, pool.placement.cpus),

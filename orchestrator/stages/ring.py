@@ -46,7 +46,7 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
             "harvest.disk_budget: harvesters and trainers work at the same time, and there is room for "
             "one actor; raise compute.cpus, lower compute.cpus_per_actor, or leave disk_budget out"
         )
-    harvesters = Pool(replace(placement, capacity=n_actors))
+    harvesters = Pool(replace(placement, capacity=n_actors), pool.storage)
     harvesters.start()
     writer = RingWriter(store, session.run.ring, room)
     arguments = harvester_arguments(session, pool)

@@ -27,6 +27,7 @@ from orchestrator.pool import Pool
 from orchestrator.redaction import is_secret
 from orchestrator.run_directory import read_json
 from orchestrator.session import Session
+from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages.group_file import GroupStage
 from orchestrator.stages.ring import harvesting_beside
 from orchestrator.stores import shards_within
@@ -222,7 +223,11 @@ def _tune(
         together = bundles(missing, session.cfg.compute.trials_per_actor)
         chosen, space = {}, {"trials": tune.grid_search(together)}
     trainable = tune.with_parameters(
-        TuneTrial, device=placement.device, n_threads=placement.cpus, shared=shared
+        TuneTrial,
+        storage=SharedStorage.of(session.run),
+        device=placement.device,
+        n_threads=placement.cpus,
+        shared=shared,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
@@ -250,7 +255,7 @@ def _tune(
     failed = [trial.id for trial in known if not trial.result_file.is_file()]
     causes = [getattr(error, "cause", error) for error in results.errors]
     for cause in causes:
-        if isinstance(cause, InputError | StoreError):
+        if isinstance(cause, InputError | StoreError | UserError):
             raise cause
     if failed:
         told = f"{len(failed)} of {n_left} trials failed ({', '.join(failed)}); the others are kept"

@@ -7,6 +7,7 @@ from ray import tune
 
 from actors.bundle import Bundle
 from actors.trial import Trial
+from orchestrator.shared_storage import SharedStorage
 from storage.chunk_source import ChunkSource
 
 REPORTS_PER_TRIAL = 20
@@ -19,9 +20,15 @@ class TuneTrial(tune.Trainable):
     """
 
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride] (tune.with_parameters)
-        self, config: dict[str, Any], device: str, n_threads: int, shared: ChunkSource | None
+        self,
+        config: dict[str, Any],
+        storage: SharedStorage,
+        device: str,
+        n_threads: int,
+        shared: ChunkSource | None,
     ) -> None:
-        """Begin or continue the trials that the configuration holds."""
+        """Begin or continue the trials that the configuration holds, where the run directory is seen."""
+        storage.check()
         trials: tuple[Trial, ...] = config["trials"]
         self._stride = math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL)
         self._bundle = Bundle(trials, device, n_threads, shared)

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import psutil
 import torch
 
 from orchestrator.run_directory import read_json, write_json
+from orchestrator.versions import installed
 
 _PACKAGES = (
     *("strata-sae", "torch", "transformers", "datasets", "tokenizers", "ray", "mlflow"),
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
     return {
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in _PACKAGES if (found := installed(name))},
         "git_revision": git_revision(),
         "system": platform.platform(),
         "processor": _processor(),
@@ -50,13 +50,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -1,0 +1,151 @@
+"""The run directory on a cluster: every node has to see the same one.
+
+No path can tell: `/data` may be a mount on one node and a disk on the next. So it is looked up. The
+driver's lock says who drives the run, and that is what has to be read at the same path elsewhere: on
+every node when a run begins, and in every process that is started later, as nodes may join.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator import run_lock
+from orchestrator.errors import UserError
+from orchestrator.redaction import redacted
+from orchestrator.run_directory import RunDirectory
+from orchestrator.versions import check_same, versions
+from storage.errors import StoreError
+from storage.places import Place, place
+
+PROBE_SECONDS = 60.0
+"""That nodes have to answer in. One that needs longer is asked by the first process that starts there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedStorage:
+    """What every process of a run must find: its files, and its version of Strata."""
+
+    folder: Path
+    """The run directory."""
+
+    driver: run_lock.Holder
+    """Who holds its lock."""
+
+    store: Place | None
+    """Where activations lie, if that is elsewhere."""
+
+    config: bytes
+    """The configuration in both."""
+
+    strata: dict[str, str]
+    """The driver's version of it."""
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> "SharedStorage":
+        """Of a run that this process drives."""
+        driver = run_lock.holder(run.path)
+        assert driver is not None, "the run directory is claimed before others are asked for it"
+        return cls(
+            folder=run.path,
+            driver=driver,
+            store=None if run.store == place(run.path) else run.store,
+            config=run.config.read_bytes(),
+            strata=_strata(),
+        )
+
+    @classmethod
+    def on_every_node(cls, run: RunDirectory) -> "SharedStorage":
+        """The same, once all nodes of the connected cluster that compute have been asked.
+
+        Raises:
+            UserError: If one of them does not see it, may not write there, gets no answer from the store, or has
+                no Strata or another.
+        """
+        storage, here = cls.of(run), ray.get_runtime_context().get_node_id()
+        others = {
+            node["NodeID"]: node["NodeManagerHostname"]
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
+        }
+        ask = ray.remote(num_cpus=0, max_retries=0)(_fault)
+        asked = {
+            ask.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(storage): name
+            for node, name in others.items()
+        }
+        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=PROBE_SECONDS)
+        faults = [fault for answer in answered if (fault := _told(answer, asked[answer]))]
+        if faults:
+            raise UserError(f"{faults[0]} (so on {len(faults)} of {len(others)} other nodes)")
+        return storage
+
+    def check(self) -> None:
+        """See whether this process finds it all.
+
+        Raises:
+            UserError: If not.
+            StoreError: If the store gives no answer.
+        """
+        node = socket.gethostname()
+        if run_lock.last_holder(self.folder) != self.driver:
+            raise UserError(_not_shared("run_dir", str(self.folder), node, self.driver["host"]))
+        if not os.access(self.folder, os.W_OK):
+            raise UserError(
+                f"run_dir: {self.folder} can't be written on {node}; every node writes there: mount "
+                "it for writing, for the user that Ray runs as"
+            )
+        if self.store is not None:
+            try:
+                found = self.store.hasty.read("config.yaml")
+            except FileNotFoundError:
+                found = None
+            if found != self.config:
+                raise UserError(
+                    _not_shared("harvest.store", str(self.store), node, self.driver["host"])
+                )
+        check_same(_strata(), self.strata, f"on {self.driver['host']}, which drives the run,")
+
+
+def _strata() -> dict[str, str]:
+    """Ray itself sees to the others."""
+    return {name: found for name, found in versions().items() if name == "strata"}
+
+
+def _not_shared(setting: str, path: str, node: str, driver: str | None) -> str:
+    return (
+        f"{setting}: {path} on node {node} is not what it is on {driver}, which drives the run; every "
+        "node has to see the same folder: put it where all nodes mount shared storage (NFS, EFS, "
+        "Filestore, a volume), and activations in a bucket if you like (harvest.store); then set "
+        f"{setting} to that"
+    )
+
+
+def _fault(storage: SharedStorage) -> str | None:
+    """What is wrong, as text."""
+    try:
+        storage.check()
+    except UserError as error:
+        return str(error)
+    except StoreError as error:
+        return f"node {socket.gethostname()}: {error}"
+    return None
+
+
+def _told(answer: "ray.ObjectRef[str | None]", node: str) -> str | None:
+    """What a node says is wrong; None also if it is gone, as the run can do without it."""
+    try:
+        return ray.get(answer)
+    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+        return None
+    except RayError as error:  # nothing of Strata has begun there
+        reason = redacted(str(error)).strip().splitlines()[-1]
+        return (
+            f"node {node} can't work on the run ({reason}); install Strata on every node, with what it needs, "
+            "as cluster.yaml does"
+        )

@@ -1,0 +1,155 @@
+"""A whole run on a cluster of two nodes: sent, left, found again, stopped, continued, and the same in the end."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ray_nodes import RAY, Nodes, if_it_can_mount, nodes, project, submit
+from tests.runs import ROOT, wait_until, write_config
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+def client(work: Path, address: str, log: Path) -> subprocess.Popen[str]:
+    """`strata submit run.yaml`, whose output goes to a file."""
+    command = [sys.executable, "-m", "orchestrator", "submit", "run.yaml", "--address", address]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=work, stdout=file, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    files = sorted(run.glob("trials/*/sae/sae.safetensors"))
+    return {file.parents[1].name: file.read_bytes() for file in files}
+
+
+def test_a_run_that_is_left_followed_again_stopped_and_sent_again_ends_as_an_unbroken_one(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    work, run, log = project(tmp_path / "work"), tmp_path / "shared" / "run", tmp_path / "log"
+    write_config(work, run_dir=str(run), compute={})
+    with nodes(cpus=1) as cluster:
+        cluster.add(cpus=1)
+        cluster.wait_for(2)
+
+        first = client(work, cluster.dashboard, log)
+        wait_until(first, lambda: (run / "pilot.zarr").is_dir())
+        first.send_signal(signal.SIGINT)
+        assert first.wait(60) == 1
+        said = log.read_text()
+        job = re.search(r"as job (\S+)", said)
+        assert job
+        assert f"strata: left; job {job[1]} is still at work" in said
+
+        status, output = submit(work, "--address", cluster.dashboard, "--set", "seed=7")
+        assert status == 2
+        assert f"is at work already, with other settings, as job {job[1]}" in output
+
+        second = client(work, cluster.dashboard, log)
+        wait_until(second, lambda: "strata    /" in log.read_text())
+        assert f"is at work already, as job {job[1]}" in log.read_text()
+        stop = re.search(r"`ray (job stop [^`]+)` stops it", log.read_text())
+        assert stop
+        subprocess.run(
+            [*RAY, *shlex.split(stop[1])], check=True, capture_output=True, env=cluster.environment
+        )
+        assert second.wait(60) == 1
+        said = log.read_text()
+        assert "was stopped; the same command continues the run" in said
+        assert "strata: interrupted; the same command continues where this one stopped" in said
+        assert "*** SIGTERM" not in said
+
+        status, output = submit(work, "--address", cluster.dashboard)
+        assert status == 0, output
+        assert output.count("Running entrypoint for job") == 1
+        assert "best" in output
+    assert weights(run) == weights(finished[0].parent / "runs" / "small")
+
+
+def refused(folder: Path, cluster: Nodes, *before: str) -> str:
+    """What `strata run run.yaml` says, given on a node of a cluster, and ending with exit status 2."""
+    command = [sys.executable, "-m", "orchestrator", "run", "run.yaml"]
+    done = subprocess.run(
+        [*before, *command, "--address", cluster.address],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@if_it_can_mount
+def test_a_machine_that_is_no_node_is_sent_to_submit(tmp_path: Path):
+    write_config(tmp_path)
+    with nodes(cpus=1) as cluster:
+        # Where no process of the cluster is seen, as on another machine.
+        said = refused(tmp_path, cluster, "unshare", "-p", "-f", "--mount-proc")
+    assert f"this machine is no node of the cluster at {cluster.address}" in said
+    assert "`strata submit`" in said
+
+
+def test_a_cluster_of_another_ray_takes_no_driver(tmp_path: Path):
+    write_config(tmp_path)
+    with nodes(cpus=1, ray_version="2.59.0") as cluster:
+        said = refused(tmp_path, cluster)
+    assert f"the cluster at {cluster.address} has another Ray or Python" in said
+    assert "2.59.0" in said
+
+
+def test_a_node_without_strata_is_named(tmp_path: Path):
+    write_config(tmp_path)
+    (tmp_path / "without" / "orchestrator").mkdir(parents=True)
+    (tmp_path / "without" / "orchestrator" / "__init__.py").write_text("raise ImportError('none')")
+    with nodes(cpus=1) as cluster:
+        cluster.add(cpus=1, environment={"PYTHONPATH": str(tmp_path / "without")})
+        cluster.wait_for(2)
+        said = refused(tmp_path, cluster)
+    assert f"strata: node {socket.gethostname()} can't work on the run (ImportError: none)" in said
+    assert "install Strata on every node" in said
+
+
+FILLER = """
+import sys, ray
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+ray.init(sys.argv[1], log_to_driver=False)
+held = []
+for size in (2**23, 2**20, 2**17, 2**14, 2**11):
+    try:
+        while True:
+            held.append(ray.put(bytes(size)))
+    except (ObjectStoreFullError, OutOfDiskError):
+        pass
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_object_store_that_others_have_filled_is_an_error_that_says_so(tmp_path: Path):
+    write_config(tmp_path)
+    no_disk = {"RAY_local_fs_capacity_threshold": "0.0001"}  # to move objects to
+    with (
+        nodes(cpus=1, environment=no_disk) as cluster,
+        subprocess.Popen(
+            [sys.executable, "-c", FILLER, cluster.address],
+            env=cluster.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as filler,
+    ):
+        assert filler.stdout
+        assert "full" in filler.stdout.readline()
+        said = refused(tmp_path, cluster)
+        filler.communicate()
+    assert "strata: the cluster's object store is full" in said
+    assert "`ray status`" in said

@@ -1,0 +1,234 @@
+"""`strata submit` and `strata run --address`, on a real cluster of two nodes, one of which does not see all folders."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+
+from orchestrator import cluster as cluster_module
+from orchestrator import config_file, jobs
+from orchestrator.__main__ import main
+from orchestrator.run_directory import RunDirectory
+from orchestrator.shared_storage import SharedStorage
+from tests.object_server import ENVIRONMENTS, object_server, refusing_server
+from tests.ray_nodes import Nodes, if_it_can_mount, nodes, project, submit
+from tests.runs import ROOT, write_config
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with Strata's code, and beside it the folder that one node does not see."""
+    folder = tmp_path_factory.mktemp("submit")
+    (folder / "one-sees").mkdir()
+    return project(folder / "work")
+
+
+@pytest.fixture(scope="module")
+def cluster(work: Path) -> Iterator[Nodes]:
+    """Of two nodes; to one of them a folder is hidden, and a bucket closed."""
+    with (
+        object_server() as endpoint,
+        refusing_server(403) as refusing,
+        nodes(cpus=1, environment={**ENVIRONMENTS["s3"], "AWS_ENDPOINT_URL": endpoint}) as made,
+    ):
+        made.add(
+            cpus=1,
+            blind_to=work.parent / "one-sees",
+            environment={"AWS_ENDPOINT_URL": refusing},
+        )
+        made.wait_for(2)
+        yield made
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@if_it_can_mount
+def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, work: Path):
+    run = work.parent / "one-sees" / "run"
+    write_config(work, run_dir=str(run), compute={"cpus": 2})  # of a laptop's private cluster
+    (work / ".env").write_text("HF_TOKEN=planted-4711\n")
+    status, output = submit(work, "--address", cluster.dashboard)
+    assert status == 2, output
+    assert f"strata: run_dir: {run} on node {socket.gethostname()} is not what it is on" in output
+    assert "put it where all nodes mount shared storage" in output
+    assert "(so on 1 of 1 other nodes)" in output
+    assert output.rstrip().endswith("ended with exit status 2; the reason stands above")
+    assert "Traceback" not in output
+    assert not (run / "tokens.zarr").exists()
+    [sent] = cluster.folder.glob("0/session_2*/runtime_resources/working_dir_files/*/run.yaml")
+    assert (sent.parent / "orchestrator").is_dir()
+    assert not (sent.parent / ".env").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@if_it_can_mount
+def test_a_bucket_that_one_node_may_not_read_is_refused(cluster: Nodes, work: Path):
+    run, harvest = work.parent / "both-see" / "run", {"tokens": 60_000, "store": "s3://bucket/run"}
+    write_config(work, run_dir=str(run), harvest=harvest, compute={})
+    status, output = submit(work, "--address", cluster.dashboard)
+    assert status == 2, output
+    refusal = (
+        "can't read s3://bucket/run/config.yaml: the server refuses these credentials (403 Refused)"
+    )
+    assert (
+        f"strata: node {socket.gethostname()}: {refusal}; allow them to list, read, write" in output
+    )
+    assert "(so on 1 of 1 other nodes)" in output
+    assert "planted" not in output
+    assert not (run / "trials").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@if_it_can_mount
+def test_of_a_configuration_alone_the_installed_strata_makes_the_run(
+    cluster: Nodes, tmp_path: Path, finished: tuple[Path, str]
+):
+    run = tmp_path / "finished"
+    shutil.copytree(finished[0].parent / "runs" / "small", run)
+    write_config(tmp_path, run_dir=str(run))
+    (tmp_path / "large.bin").write_bytes(b"not to be sent")
+    status, output = submit(tmp_path, "--image", "--address", cluster.dashboard)
+    assert status == 0, output
+    table = [line for line in finished[1].splitlines() if "batch_topk" in line]
+    assert table
+    assert all(line in output for line in table)
+    assert not [*cluster.folder.rglob("large.bin")]
+
+
+@if_it_can_mount
+def test_a_process_that_starts_later_where_the_folder_is_another_refuses_to_work(tmp_path: Path):
+    cfg = config_file.load(write_config(tmp_path))
+    storage = SharedStorage.of(RunDirectory.claim(cfg))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pickle, sys\nstorage = pickle.load(open(sys.argv[1], 'rb'))\nstorage.check()\n"
+    )
+    pickled = tmp_path / "storage"
+    pickled.write_bytes(cloudpickle.dumps(storage))
+    command = [sys.executable, str(program), str(pickled)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True)
+    hidden = f'mount -t tmpfs none {cfg.run_dir.parent} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", hidden, "sh", *command],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"UserError: run_dir: {cfg.run_dir} on node" in done.stderr
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and says nothing."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def older() -> Iterator[str]:
+    """The dashboard of a cluster of another Ray, as far as it is asked before it is refused."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"version": "4", "ray_version": "2.9.0"}).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a command says that ends with exit status 2."""
+    assert main([*map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_an_address_where_nothing_answers_is_refused_after_a_stated_time(
+    tmp_path: Path, capsys, silent: str, monkeypatch
+):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 1.0)
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--address", silent)
+    assert f"no Ray cluster at {silent} (what listens there does not answer as Ray does" in said
+    assert "within 1 s" in said
+    said = refused(capsys, "submit", config, "--image", "--address", f"http://{silent}")
+    assert f"--address: no Ray cluster answers at http://{silent} within 1 s" in said
+    assert "`ray dashboard cluster.yaml`" in said
+
+
+def test_addresses_of_the_wrong_kind_are_refused_with_the_right_one(
+    tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--address", "ray://127.0.0.1:10001")
+    assert "`strata submit --address http://HOST:8265` sends it there" in said
+    said = refused(capsys, "submit", config, "--image", "--address", "127.0.0.1:6379")
+    assert "give http://HOST:8265" in said
+
+
+def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, capsys, older: str, monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    said = refused(capsys, "submit", write_config(tmp_path), "--image", "--address", older)
+    assert f"here is ray 2.60.0, and the cluster at {older} has ray 2.9.0" in said
+    assert "install the same on both sides" in said
+
+
+def test_a_run_sent_by_another_strata_or_python_is_refused_before_it_begins(tmp_path: Path, capsys):
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--from-client", "strata=9.9.0 ray=2.60.0 python=3.9")
+    assert "and where the run was submitted it is python 3.9, strata 9.9.0;" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("run_dir", "runs/mine"), ("harvest.store", "stores/mine")]
+)
+def test_a_path_relative_to_this_machine_is_not_sent(tmp_path: Path, capsys, setting, value):
+    config = write_config(tmp_path)
+    said = refused(capsys, "submit", config, "--image", "--set", f"{setting}={value}")
+    assert f"{setting}: {value} is relative" in said
+    assert f"--set {setting}=/shared/mine" in said
+
+
+def test_a_bucket_is_no_run_directory(tmp_path: Path, capsys):
+    said = refused(capsys, "plan", write_config(tmp_path, run_dir="s3://bucket/run"))
+    assert "run_dir: s3:/bucket/run is no folder" in said
+    assert "harvest.store" in said
+
+
+def test_a_configuration_that_is_missing_or_would_not_be_sent_is_refused(
+    tmp_path: Path, capsys, monkeypatch
+):
+    said = refused(capsys, "submit", tmp_path / "none.yaml", "--image")
+    assert "none.yaml does not exist" in said
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = refused(capsys, "submit", write_config(tmp_path))
+    assert "run.yaml lies outside" in said
+    assert "--image" in said
