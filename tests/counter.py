@@ -30,6 +30,9 @@ class Counter:
             os._exit(1)
         return number * number
 
+    def die(self, number: int) -> None:
+        os._exit(1)
+
     def complain(self) -> None:
         raise InputError("this job makes no sense; give another")
 
