@@ -62,6 +62,11 @@ class Nodes:
 
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @property
+    def head(self) -> psutil.Process:
+        """The first node."""
+        return psutil.Process(self._processes[0].pid)
+
     def add(
         self,
         cpus: int,
@@ -102,11 +107,11 @@ class Nodes:
             *("--dashboard-agent-listen-port", "0"),
         )
 
-    def begin_head(self, cpus: int, ray_version: str | None) -> psutil.Process:
+    def begin_head(self, cpus: int, ray_version: str | None) -> None:
         """The first node."""
         ray = RAY if ray_version is None else (sys.executable, "-c", AS_VERSION, ray_version)
         port, dashboard = (url.rpartition(":")[2] for url in (self.address, self.dashboard))
-        return self._begin(
+        self._begin(
             [
                 *(*ray, "start", "--head", "--block", "--port", port, "--num-cpus", str(cpus)),
                 *("--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard),
