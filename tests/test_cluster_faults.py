@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from storage.places import place
+from tests.object_server import BUCKET, object_server, refusable, use
 from tests.ray_nodes import if_it_can_mount, lose, nodes, processes
 from tests.runs import ROOT, SMALL_RUN, start, strata, wait_until, write_config
 from tests.stores import files_of
@@ -42,10 +44,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "small"
 
 
-def on_cluster(folder: Path, address: str) -> tuple[Path, Path]:
+def on_cluster(folder: Path, address: str, store: str | None = None) -> tuple[Path, Path]:
     """A configuration for a cluster, and its run directory."""
-    compute = {"address": address, "wait_seconds": 120}
-    return write_config(folder, **SHORT, compute=compute), folder / "runs" / "small"
+    changes = {
+        **SHORT,
+        "harvest": {**SHORT["harvest"], "store": store},
+        "compute": {"address": address, "wait_seconds": 120},
+    }
+    return write_config(folder, **changes), folder / "runs" / "small"
 
 
 def there(run: Path, pattern: str) -> Callable[[], bool]:
@@ -122,6 +128,30 @@ def test_a_node_that_joins_and_does_not_see_the_run_directory_is_left_out(
         output = ended(driver)
     assert output.count("is left out from here on: run_dir:") == 1
     same(run, undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["harvest", "sweep"])
+def test_a_node_that_the_bucket_refuses_from_some_moment_on_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path, stage: str
+):
+    with object_server() as endpoint, refusable(endpoint) as (proxy, refuses):
+        use(monkeypatch, endpoint)
+        store = place(f"s3://{BUCKET}/run")
+        with nodes(cpus=1, environment=HERE) as cluster:
+            cluster.add(cpus=1, environment={"AWS_ENDPOINT_URL": proxy})
+            cluster.wait_for(2)
+            config, run = on_cluster(tmp_path, cluster.address, store=str(store))
+            driver = start("run", config)
+            wait_until(driver, there(run, "groups.json"))
+            if stage == "sweep":
+                wait_until(driver, lambda: len([*run.glob("trials/*/fit.safetensors")]) > 1)
+            refuses.set()
+            output = ended(driver)
+        assert output.count("is left out from here on") == 1
+        for name in store.names():
+            if name.split("/")[0] in STORES:
+                assert store.read(name) == (undisturbed / name).read_bytes(), name
+    assert weights(run) == weights(undisturbed)
 
 
 @contextmanager
