@@ -257,8 +257,9 @@ class Pool:
     def _withdraw_requests(self) -> None:
         """For processes that there was no room for."""
         coming = [member for member in self._members if member.node is None]
-        for member in coming[: max(0, len(self._members) - self.placement.room())]:
-            self._dismiss(member)
+        if coming and ray.is_initialized():
+            for member in coming[: max(0, len(self._members) - self.placement.room())]:
+                self._dismiss(member)
 
     def _dismiss(self, member: _Member) -> None:
         self._members.remove(member)

@@ -1,5 +1,7 @@
 """Nodes come, go and prove unfit while a pool works, on a real cluster of several."""
 
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.placement import Nodes, Placement
 from orchestrator.pool import Pool
 from tests.counter import Counter
-from tests.ray_nodes import lose, nodes
+from tests.ray_nodes import RAY, lose, nodes
 from tests.runs import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -51,6 +53,34 @@ def test_nodes_that_come_are_used_and_those_that_go_or_are_unfit_are_done_withou
         assert sorted(number for number, _ in done) == list(range(N_JOBS))
         [(_, last)] = pool.work(Counter, (tmp_path,), "somewhere", [(0,)])
         assert last == done[0][1]
+
+
+@pytest.mark.cluster
+def test_a_node_that_is_told_to_go_gets_nothing_new(tmp_path: Path):
+    with (
+        nodes(cpus=1, environment=HERE) as there,
+        cluster.connected(cfg := ComputeConfig(address=there.address)),
+    ):
+        there.add(cpus=1)
+        there.wait_for(2)
+        pool = Pool(Placement.of(cfg, Nodes(print)))
+        work = pool.work(Counter, (tmp_path,), "somewhere", [(i,) for i in range(200)])
+        here = ray.get_runtime_context().get_node_id()
+        going = next(node for _, node in work if node != here)
+        notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        subprocess.run(
+            [
+                *(*RAY, "drain-node", "--address", there.address, "--node-id", going, *notice),
+                *("--deadline-remaining-seconds", "600"),
+            ],
+            check=True,
+            capture_output=True,
+            env=there.environment,
+        )
+        time.sleep(2)  # jobs in hand are done by then
+        later = [node for _, node in work]
+        assert later.count(going) < 10
+        assert set(later[10:]) == {here}
 
 
 @pytest.mark.cluster
