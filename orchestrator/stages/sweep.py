@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray import tune
-from ray.tune.error import TuneError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
@@ -256,10 +255,7 @@ def _tune(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told below
     # Tune would hand the driver's credentials to trials, by a way that Ray writes into its logs.
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if is_secret(name)}
-    try:
-        results = tuner.fit()
-    except TuneError as error:
-        raise (error.__cause__ or error) from None
+    results = tuner.fit()
     known = trials.trials if isinstance(trials, Suggestions) else trials
     failed = [trial.id for trial in known if not trial.result_file.is_file()]
     causes = [getattr(error, "cause", error) for error in results.errors]
