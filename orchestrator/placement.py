@@ -60,13 +60,13 @@ class Placement:
     cpus: int
     gpus: float
 
+    gpus_setting: str
+    """What `gpus` was set by."""
+
     nodes: Nodes
 
     patience: float
     """Seconds that a cluster which may grow is given to have room; 0 on this machine alone, which does not."""
-
-    gpus_setting: str = "gpus_per_actor"
-    """What `gpus` was set by."""
 
     at_most: int | None = None
     """Actors, whatever there is room for."""
@@ -74,20 +74,23 @@ class Placement:
     @classmethod
     def of(cls, cfg: ComputeConfig, nodes: Nodes) -> "Placement":
         """Of harvesters and evaluators."""
-        patience = cfg.wait_seconds if cfg.address else 0.0
-        return cls(cpus=cfg.cpus_per_actor, gpus=cfg.gpus_per_actor, nodes=nodes, patience=patience)
+        return cls._of(cfg, nodes, cfg.gpus_per_actor, "gpus_per_actor")
 
     @classmethod
     def of_trainers(cls, cfg: ComputeConfig, nodes: Nodes) -> "Placement":
         """The same of trainers, which may have a share of a GPU of their own."""
-        patience = cfg.wait_seconds if cfg.address else 0.0
         setting = "gpus_per_actor" if cfg.gpus_per_trial is None else "gpus_per_trial"
+        return cls._of(cfg, nodes, cfg.gpus_per_trainer, setting)
+
+    @classmethod
+    def _of(cls, cfg: ComputeConfig, nodes: Nodes, gpus: float, setting: str) -> "Placement":
+        patience = cfg.wait_seconds if cfg.address else 0.0
         return cls(
             cpus=cfg.cpus_per_actor,
-            gpus=cfg.gpus_per_trainer,
+            gpus=gpus,
+            gpus_setting=setting,
             nodes=nodes,
             patience=patience,
-            gpus_setting=setting,
         )
 
     @property
