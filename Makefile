@@ -49,7 +49,7 @@ clean:
 	rm -rf .venv runs
 
 # Sizes and rounds of a smaller run: make bench-training ARGS="--tokens 256 --d-model 128 --d-sae 2048"
-.PHONY: bench-training bench-quality bench-store bench-sweep bench-progressive bench-dashboard bench-parallel
+.PHONY: bench-training bench-quality bench-store bench-sweep bench-progressive bench-dashboard bench-parallel bench-cluster
 bench-training: $(READY)  ## Seconds of a training step against the peers, who get .peers/ for themselves
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
@@ -70,3 +70,6 @@ bench-dashboard: $(READY)  ## The dashboard of 65,536 latents in headless Chromi
 
 bench-parallel: $(READY)  ## One autoencoder over several processes: memory of each, bytes exchanged, seconds
 	$(BIN)/python -m benchmarks.parallel $(ARGS)
+
+bench-cluster: $(READY)  ## Harvest and sweep on one to eight simulated nodes, whose GPUs sleep
+	$(BIN)/python -m benchmarks.cluster $(ARGS)

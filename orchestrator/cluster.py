@@ -1,11 +1,10 @@
-"""Ray: connecting, and what each kind of actor asks for."""
+"""Ray: connecting."""
 
 import logging
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import grpc
 import ray
@@ -33,8 +32,7 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         shared_bytes: Room for activations in a private one's object store.
 
     Raises:
-        UserError: If no cluster answers at the address, one actor asks for more than there is, or the object
-            store is full.
+        UserError: If no cluster answers at the address, or the object store is full.
     """
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     if cfg.address:
@@ -46,7 +44,6 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     else:
         _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
     try:
-        check_fits(cfg)
         yield
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise UserError(
@@ -155,46 +152,3 @@ def _no_cluster(address: str, error: object) -> str:
         f"compute.address: no Ray cluster at {address} ({error}); start one with "
         "`ray start --head`, or leave the address out to use this machine alone"
     )
-
-
-def check_fits(cfg: ComputeConfig) -> None:
-    """Refuse, with a UserError, actors that ask for more than the whole cluster has."""
-    total = ray.cluster_resources()
-    for setting, (kind, asked) in cfg.asked.items():
-        if asked > total.get(kind, 0):
-            raise UserError(
-                f"compute.{setting}: {asked:g} is more than the cluster's "
-                f"{total.get(kind, 0):g} {kind}s, so no actor could start; lower it or add nodes"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """What every actor of a pool gets, and how many there are room for."""
-
-    cpus: int
-    gpus: float
-    capacity: int
-
-    @classmethod
-    def of(cls, cfg: ComputeConfig) -> "Placement":
-        """As many actors as the connected cluster has room for."""
-        return cls._of(cfg, cfg.gpus_per_actor)
-
-    @classmethod
-    def of_trainers(cls, cfg: ComputeConfig) -> "Placement":
-        """The same of trainers, which may have a share of a GPU of their own."""
-        return cls._of(cfg, cfg.gpus_per_trainer)
-
-    @classmethod
-    def _of(cls, cfg: ComputeConfig, gpus: float) -> "Placement":
-        total = ray.cluster_resources()
-        capacity = int(total["CPU"] // cfg.cpus_per_actor)
-        if gpus:
-            capacity = min(capacity, int(total["GPU"] / gpus))
-        return cls(cpus=cfg.cpus_per_actor, gpus=gpus, capacity=max(1, capacity))
-
-    @property
-    def device(self) -> str:
-        """Where an actor computes. Ray decides which GPU `cuda` means inside the actor."""
-        return "cuda" if self.gpus else "cpu"

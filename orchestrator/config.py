@@ -138,6 +138,9 @@ class ComputeConfig:
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """Share of a GPU of every harvester, trainer and evaluator; 0 computes on the CPU."""
 
+    wait_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """That a cluster at `address` is given to have room for an actor, as its nodes may still be starting."""
+
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     """Share of a GPU of every trial, in place of gpus_per_actor for trainers; trials of one actor have
     theirs together."""

@@ -3,12 +3,13 @@
 Every stage does what is missing and nothing else, so the same call continues a run after anything.
 """
 
+from functools import partial
+
 from rich.console import Console
 
 from actors.language_model import describe
 from actors.pretrained import check_device_map, check_weights
 from orchestrator import cluster
-from orchestrator.cluster import Placement
 from orchestrator.cluster_metrics import ClusterMetrics
 from orchestrator.config import RunConfig
 from orchestrator.pages.report import write_report
@@ -17,7 +18,6 @@ from orchestrator.pool import Pool
 from orchestrator.progress_file import ProgressFile
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.session import Session
-from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages import harvest, summary
 from orchestrator.stages.baselines import baselines, train_baselines
 from orchestrator.stages.cards import cards
@@ -54,6 +54,8 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
         ProgressFile.kept(directory) as file,
         cluster.connected(cfg.compute, figures.shared_bytes),
     ):
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        pool = Pool.of_run(cfg.compute, directory, say)
         tracker = Tracker(cfg, directory, console)
         session = Session(
             cfg=cfg,
@@ -64,7 +66,6 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
             watchers=(file, ClusterMetrics(directory.path.name)),
         )
         try:
-            pool = Pool(Placement.of(cfg.compute), SharedStorage.on_every_node(directory))
             _stages(session, pool, STAGES.index(until), with_baselines)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

@@ -6,7 +6,10 @@ import uuid
 from pathlib import Path
 from threading import Barrier
 
+import ray
+
 from actors.errors import InputError
+from storage.errors import StoreError
 
 
 class Counter:
@@ -29,6 +32,18 @@ class Counter:
             marker.touch()
             os._exit(1)
         return number * number
+
+    def die(self, number: int) -> None:
+        os._exit(1)
+
+    def somewhere(self, number: int) -> str:
+        """The node that this is on, where a file named after it puts the store out of reach; slow without `hurry`."""
+        if not (self._folder / "hurry").exists():
+            time.sleep(0.3)
+        node = ray.get_runtime_context().get_node_id()
+        if (self._folder / node).exists():
+            raise StoreError(f"the store is out of reach on {node}; see to it")
+        return node
 
     def complain(self) -> None:
         raise InputError("this job makes no sense; give another")

@@ -191,6 +191,23 @@ def counted(endpoint: str) -> Iterator[tuple[str, list[int]]]:
 
 
 @contextmanager
+def refusable(endpoint: str) -> Iterator[tuple[str, threading.Event]]:
+    """Another endpoint of the same server, which refuses everything once the event is set."""
+    refuses = threading.Event()
+
+    class Handler(_Handler):
+        def meet(self, body: bytes) -> None:
+            if refuses.is_set():
+                self.respond(403, [("Content-Length", "0")])
+            else:
+                asked = (self.command, self.path, self.headers, body)
+                self.respond(*_forwarded(endpoint, *asked))
+
+    with _served(Handler) as proxy:
+        yield proxy, refuses
+
+
+@contextmanager
 def refusing_server(status: int) -> Iterator[str]:
     """An endpoint that answers everything with `status`, and repeats the key it was given."""
 

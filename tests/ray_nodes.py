@@ -9,11 +9,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import psutil
 import pytest
 
 from tests.runs import ROOT
@@ -61,21 +62,28 @@ class Nodes:
 
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @property
+    def head(self) -> psutil.Process:
+        """The first node."""
+        return psutil.Process(self._processes[0].pid)
+
     def add(
         self,
         cpus: int,
         blind_to: Path | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """One more node; with `blind_to` it has an empty folder of its own there."""
+        gpus: int = 0,
+    ) -> psutil.Process:
+        """One more node; with `blind_to` it has an empty folder of its own there, GPUs are of no kind."""
         command: Sequence[str] = [
             *(*RAY, "start", "--block", "--address", self.address, "--num-cpus", str(cpus)),
+            *("--num-gpus", str(gpus)),
             *self._common(),
         ]
         if blind_to is not None:
             mounted = f'mount -t tmpfs none {blind_to} && exec "$@"'
             command = ["unshare", "-m", "sh", "-c", mounted, "sh", *command]
-        self._begin(command, environment)
+        return self._begin(command, environment)
 
     def wait_for(self, n: int) -> None:
         """Until so many nodes are alive."""
@@ -120,7 +128,7 @@ class Nodes:
 
     def _begin(
         self, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    ) -> psutil.Process:
         process = subprocess.Popen(
             command,
             cwd="/",  # not the checkout: what runs is what a job sends
@@ -129,6 +137,7 @@ class Nodes:
             stderr=subprocess.DEVNULL,
         )
         self._processes.append(process)
+        return psutil.Process(process.pid)
 
 
 @contextmanager
@@ -155,6 +164,22 @@ def nodes(
     finally:
         cluster.end()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes(node: psutil.Process) -> list[psutil.Process]:
+    """All of a node: Ray's own, and the workers."""
+    return [node, *node.children(recursive=True)]
+
+
+def lose(node: psutil.Process) -> None:
+    """As when the machine is gone: all of it at once, and without a word."""
+    found = processes(node)
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()  # so that nobody sees others die
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def project(folder: Path) -> Path:

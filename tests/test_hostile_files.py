@@ -145,7 +145,7 @@ def test_suggestions_that_are_none_are_refused_in_words(tmp_path: Path):
     ):
         write_json(file, [kept])
         with pytest.raises(UserError, match="is not what was suggested for this sweep"):
-            Suggestions(cfg, [0, 1], 128, lambda found: pytest.fail(found.id), file)
+            Suggestions(cfg, [0, 1], 128, lambda found: pytest.fail(found.id), file, lambda: 1)
 
 
 @pytest.mark.parametrize("trial", ["../../outside", "../trials", "/tmp", ".", ""])

@@ -6,20 +6,21 @@ import pytest
 
 from actors.errors import InputError
 from orchestrator import cluster
-from orchestrator.cluster import Placement
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
+from orchestrator.placement import Nodes, Placement
 from orchestrator.pool import Pool
 from tests.counter import Counter
 
 pytestmark = pytest.mark.ray
 CFG = ComputeConfig(cpus=2)
+NODES = Nodes(print)
 
 
 @pytest.fixture(scope="module")
 def pool():
     with cluster.connected(CFG):
-        yield Pool(Placement.of(CFG))
+        yield Pool(Placement.of(CFG, NODES))
 
 
 def test_every_job_is_done_once(pool: Pool, tmp_path: Path):
@@ -71,12 +72,21 @@ def test_a_mistake_found_in_a_constructor_arrives_as_itself(pool: Pool, tmp_path
         pool.call(Counter, (tmp_path, True), "square", 1)
 
 
+def test_a_job_that_ends_every_process_is_given_up(pool: Pool, tmp_path: Path):
+    with pytest.raises(UserError, match=r"a job ended 4 processes that tried it .*memory"):
+        pool.call(Counter, (tmp_path,), "die", 1)
+
+
 def test_an_actor_too_large_for_the_cluster_is_refused(pool: Pool):
-    with pytest.raises(
-        UserError, match=r"compute\.cpus_per_actor: 64 is more than the cluster's 2"
+    for asked, told in (
+        (
+            {"cpus_per_actor": 64},
+            r"^compute\.cpus_per_actor: 64 is more than any node .* has, which is 2 CPUs",
+        ),
+        ({"gpus_per_actor": 1.0}, r"^compute\.gpus_per_actor: 1 is more .* 0 GPUs at most"),
     ):
-        cluster.check_fits(ComputeConfig(cpus=2, cpus_per_actor=64))
-    with pytest.raises(UserError, match=r"compute\.gpus_per_actor"):
-        cluster.check_fits(ComputeConfig(cpus=2, gpus_per_actor=1.0))
-    with pytest.raises(UserError, match=r"compute\.gpus_per_trial: 2 is more than the cluster's 0"):
-        cluster.check_fits(ComputeConfig(cpus=2, gpus_per_trial=0.5, trials_per_actor=4))
+        with pytest.raises(UserError, match=told):
+            Placement.of(ComputeConfig(cpus=2, **asked), NODES).wait_for_room()
+    shared = ComputeConfig(cpus=2, gpus_per_trial=0.5, trials_per_actor=4)
+    with pytest.raises(UserError, match=r"^compute\.gpus_per_trial: 2 is more .* 0 GPUs at most"):
+        Placement.of_trainers(shared, NODES).wait_for_room()

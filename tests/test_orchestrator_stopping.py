@@ -232,3 +232,20 @@ def test_nobody_waits_for_a_trial_that_failed(trial: Trial):
     first.status = TuneTrialState.PAUSED
     scheduler.on_trial_error(controller, second)
     assert scheduler.choose_trial_to_run(controller) is first
+
+
+def test_a_trial_that_is_tried_again_is_waited_for_again(trial: Trial):
+    one, other = like(trial, "one"), like(trial, "other")
+    scheduler, controller = started([one, other])
+    first, second = controller.get_trials()
+    reported(one, 0.5, 0.4)
+    assert scheduler.on_trial_result(controller, first, REPORT) == TrialScheduler.PAUSE
+    first.status = TuneTrialState.PAUSED
+    scheduler.on_trial_error(controller, second)  # so Tune tells of a trainer that is lost
+    scheduler.on_trial_add(controller, second)
+    second.status = TuneTrialState.RUNNING
+    assert scheduler.choose_trial_to_run(controller) is None
+    reported(other, 0.3, 0.2)
+    assert scheduler.on_trial_result(controller, second, REPORT) == TrialScheduler.CONTINUE
+    assert scheduler.choose_trial_to_run(controller) is first
+    assert (one.stopped_at, other.stopped_at) == (2, None)

@@ -52,7 +52,7 @@ def suggestions(cfg: RunConfig, folder: Path, groups: tuple[int, ...] = (0, 1)) 
             folder=folder / "trials" / found.id,
         )
 
-    return Suggestions(cfg, groups, D_MODEL, make, folder / "suggested.json")
+    return Suggestions(cfg, groups, D_MODEL, make, folder / "suggested.json", lambda: 100)
 
 
 def suggested(searcher: Suggestions, name: str) -> Trial:

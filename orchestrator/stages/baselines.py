@@ -73,7 +73,13 @@ def train_baselines(
     if todo:
         _refuse_what_cannot_fit(session, spec, todo)
         harvest.harvest_baselines(session, tokens, spec.layers, pool)
-        train(session, trials, len(todo), len(layers), pool, title="baselines")
+
+    def train_missing() -> None:
+        n_left = sum(not trial.result_file.is_file() for trial in trials)
+        if n_left:
+            train(session, trials, n_left, len(layers), pool, title="baselines")
+
+    pool.placement.elsewhere(train_missing)
     for trial in trials:
         session.tracker.trial_result(trial.settings(), read_json(trial.result_file))
     session.tracker.judged(evaluate(session, trials, row_filter, pool, "evaluate_baselines"))

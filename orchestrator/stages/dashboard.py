@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,11 @@ from actors.packer import fingerprint, load_tokenizer
 from actors.token_text import TokenText
 from actors.unembedding import CONVENTION
 from orchestrator import cluster
-from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
 from orchestrator.pages import dashboard as pages
 from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
-from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages.group import load_groups
 from storage.activations import ActivationStore
 from storage.files import FileRecord, read_parts
@@ -106,7 +105,7 @@ def _write_groups(
         cluster.connected(cfg.compute),
         stage(console, "dashboard", len(jobs), "groups") as progress,
     ):
-        pool = Pool(Placement.of(cfg.compute), SharedStorage.on_every_node(run))
+        pool = Pool.of_run(cfg.compute, run, partial(_say, console))
         arguments = (
             *(cfg.model, text.vocabulary, run.validation, row_filter),
             *(pool.placement.device, pool.placement.cpus),

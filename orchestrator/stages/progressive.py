@@ -10,7 +10,6 @@ from rich.console import Console
 from actors.language_model import describe
 from actors.progressive_coder import ProgressiveCoder
 from orchestrator import cluster
-from orchestrator.cluster import Placement
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.pages.figures.progressive import progressive_figure
@@ -18,7 +17,6 @@ from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.session import Session
-from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages.group import load_groups
 from orchestrator.tracking.tracker import Tracker
 from storage.tokens import TokenStore
@@ -128,7 +126,7 @@ def _measure(session: Session, winners: Sequence[_Winner], n_sequences: int) -> 
         return
     row_filter = load_groups(run).row_filter
     with cluster.connected(cfg.compute):
-        pool = Pool(Placement.of(cfg.compute), SharedStorage.on_every_node(run))
+        pool = Pool.of_run(cfg.compute, run, session.say)
         arguments = (
             *(cfg.model, run.tokens, run.pilot, run.validation, row_filter, n_sequences),
             *(cfg.harvest.batch_tokens, pool.placement.device, pool.placement.cpus),

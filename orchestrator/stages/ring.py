@@ -37,16 +37,14 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
     if room is None:
         yield
         return
-    placement = pool.placement
-    n_actors = min(
-        session.cfg.compute.harvesters or placement.capacity // 2, placement.capacity - 1
-    )
+    places = pool.placement.room()
+    n_actors = min(session.cfg.compute.harvesters or places // 2, places - 1)
     if n_actors < 1:
         raise UserError(
             "harvest.disk_budget: harvesters and trainers work at the same time, and there is room for "
             "one actor; raise compute.cpus, lower compute.cpus_per_actor, or leave disk_budget out"
         )
-    harvesters = Pool(replace(placement, capacity=n_actors), pool.storage)
+    harvesters = Pool(replace(pool.placement, at_most=n_actors), pool.storage)
     harvesters.start()
     writer = RingWriter(store, session.run.ring, room)
     arguments = harvester_arguments(session, pool)

@@ -20,8 +20,9 @@ from ray.tune.schedulers import TrialScheduler
 from actors.bundle import bundles
 from actors.errors import InputError
 from actors.trial import Trial
-from orchestrator.cluster import Placement
 from orchestrator.errors import UserError
+from orchestrator.node_error import NodeError
+from orchestrator.placement import Placement
 from orchestrator.planning.memory import kept_chunk_bytes
 from orchestrator.pool import Pool
 from orchestrator.redaction import is_secret
@@ -34,6 +35,7 @@ from orchestrator.stores import shards_within
 from orchestrator.sweeps.candidates import Candidate, candidates
 from orchestrator.sweeps.chunk_keeper import keeping_chunks
 from orchestrator.sweeps.data_wait import waiting
+from orchestrator.sweeps.places import Places
 from orchestrator.sweeps.scheduler import LikeWithLike
 from orchestrator.sweeps.suggestions import Suggestions
 from orchestrator.sweeps.sweep_report import Report
@@ -52,13 +54,19 @@ def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial,
         UserError: If a trial can't be trained, as it diverges; finished ones are kept, as always.
         RuntimeError: If a trial failed otherwise.
     """
+    return pool.placement.elsewhere(lambda: _sweep(session, groups, pool))
+
+
+def _sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial, Result]]:
     cfg = session.cfg
+    placement = Placement.of_trainers(cfg.compute, pool.placement.nodes)
     ids = [group.id for group in groups.grouping.groups]
     d_model, make = session.shape.d_model, _maker(session, groups)
     _warn_of_absent_groups(session, len(ids))
     suggestions = None
     if cfg.sweep.search.method == "optuna":
-        suggestions = Suggestions(cfg, ids, d_model, make, session.run.suggestions)
+        kept = session.run.suggestions
+        suggestions = Suggestions(cfg, ids, d_model, make, kept, placement.room)
         trials, n_trials = suggestions.trials, suggestions.wanted
     else:
         trials = [make(found) for group in ids for found in candidates(cfg, group, d_model)]
@@ -109,6 +117,7 @@ def train(
     Raises:
         UserError: As `sweep`.
         RuntimeError: As `sweep`.
+        NodeError: If a node can't do its part; without it they go on.
     """
     known = trials.trials if isinstance(trials, Suggestions) else trials
     waiting_trials = [trial for trial in known if not trial.result_file.is_file()]
@@ -123,8 +132,8 @@ def train(
         session.stage(title, n_tokens, "tokens", view) as bar,
         harvesting_beside(session, pool),
     ):
-        placement = Placement.of_trainers(session.cfg.compute)
-        report = Report(session.tracker, view, bar, n_left, placement.capacity)
+        placement = Placement.of_trainers(session.cfg.compute, pool.placement.nodes)
+        report = Report(session.tracker, view, bar, n_left, placement.room)
         with _shared_chunks(session, placement, n_groups) as shared:
             _tune(session, trials, n_left, placement, scheduler, report, shared)
         rate, seconds, limit = bar.rate, bar.seconds, bar.figures.limit
@@ -194,9 +203,9 @@ def _shared_chunks(
 ) -> AbstractContextManager[ChunkSource | None]:
     """What trials read together, where the system's memory of files does not do that for them."""
     cfg, store = session.cfg, ActivationStore.open(session.run.train)
-    if store.in_place or placement.capacity == 1:
+    if store.in_place or placement.room() == 1:
         return nullcontext()
-    n_bytes = kept_chunk_bytes(cfg, store.spec, min(n_groups, placement.capacity))
+    n_bytes = kept_chunk_bytes(cfg, store.spec, min(n_groups, max(1, placement.room())))
     return keeping_chunks(session.run.train, n_bytes)
 
 
@@ -212,11 +221,7 @@ def _tune(
     scratch = session.run.path / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     if isinstance(trials, Suggestions):
-        chosen: dict[str, Any] = {
-            "search_alg": trials,
-            "num_samples": n_left,
-            "max_concurrent_trials": placement.capacity,  # more would be suggested knowing less
-        }
+        chosen: dict[str, Any] = {"search_alg": trials, "num_samples": n_left}
         space = {}
     else:
         missing = [trial for trial in trials if not trial.result_file.is_file()]
@@ -230,7 +235,7 @@ def _tune(
         shared=shared,
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
+        tune.with_resources(trainable, _resources(placement)),
         param_space=space,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
@@ -244,7 +249,7 @@ def _tune(
             storage_path=str(scratch),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=2),
-            callbacks=[report],
+            callbacks=[report, Places(placement)],
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told below
@@ -255,6 +260,7 @@ def _tune(
     failed = [trial.id for trial in known if not trial.result_file.is_file()]
     causes = [getattr(error, "cause", error) for error in results.errors]
     for cause in causes:
+        cause = cause.why if isinstance(cause, NodeError) else cause
         if isinstance(cause, InputError | StoreError | UserError):
             raise cause
     if failed:
@@ -267,3 +273,10 @@ def _tune(
         why = f":\n{results.errors[0]}" if results.errors else ""
         raise RuntimeError(f"{told}, and the same command tries these again{why}")
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _resources(placement: Placement) -> tune.PlacementGroupFactory:
+    """Of one bundle of trials; Tune asks by placement groups, whose requests an autoscaler goes by."""
+    selector = placement.selector
+    where = {"bundle_label_selector": [selector]} if selector else {}
+    return tune.PlacementGroupFactory([placement.bundle], **where)

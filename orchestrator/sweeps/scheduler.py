@@ -45,9 +45,11 @@ class LikeWithLike(FIFOScheduler):
         return {}
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrialState) -> None:
-        """Trials that others may wait for."""
+        """Trials that others may wait for; also those that are tried again."""
         for ours in _ours(trial):
             self._look(ours)
+            if ours.stopped_at is None and not ours.result_file.is_file():
+                self._field(ours).come_back(ours.id)
 
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrialState, result: dict[str, Any]
@@ -69,7 +71,7 @@ class LikeWithLike(FIFOScheduler):
         self._leave(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrialState) -> None:
-        """Trials that failed for good: nobody waits for them any more."""
+        """Trials that failed: nobody waits for them any more, unless they are added again."""
         self._leave(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrialState | None:

@@ -52,6 +52,10 @@ class Field:
         """Nobody waits for this trial any more: it has ended."""
         self._out.add(trial)
 
+    def come_back(self, trial: str) -> None:
+        """It is trained again, as whoever trained it was lost."""
+        self._out.discard(trial)
+
     def verdict(self, trial: str) -> Verdict:
         """What becomes of a trial that is where its curve ends."""
         if not self.curves[trial]:

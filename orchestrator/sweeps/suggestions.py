@@ -40,6 +40,7 @@ class Suggestions(Searcher):
         d_model: int,
         make: Callable[[Candidate], Trial],
         file: Path,
+        places: Callable[[], int],
     ) -> None:
         """Take up what was suggested in former calls.
 
@@ -49,10 +50,11 @@ class Suggestions(Searcher):
             d_model: Width of the activations.
             make: Turns a candidate into a trial.
             file: Where suggestions are kept.
+            places: How many trials may be at work; more would be suggested knowing less.
         """
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._make, self._file = make, file
+        self._make, self._file, self._places_now = make, file, places
         self._studies = [
             _Study(cfg, group, k, d_model)
             for group in groups
@@ -92,8 +94,10 @@ class Suggestions(Searcher):
 
     def suggest(  # pyright: ignore[reportIncompatibleMethodOverride] (FINISHED is a str)
         self, trial_id: str
-    ) -> dict[str, tuple[Trial]] | str:
-        """The next trial: of those that have no result, else one of the study that has the fewest."""
+    ) -> dict[str, tuple[Trial]] | str | None:
+        """The next trial: of those that have no result, else one of the study that has the fewest; None: later."""
+        if len(self._given) >= max(1, self._places_now()):
+            return None
         if self._unfinished:
             trial = self._unfinished.pop(0)
         elif len(self.trials) < self.wanted:

@@ -1,5 +1,6 @@
 """What is told of the trials of a sweep on their way: to the tracker, and to a person."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -27,10 +28,10 @@ class Report(tune.Callback):
         view: SweepView,
         progress: StageProgress,
         n_trials: int,
-        n_places: int,
+        places: Callable[[], int],
     ) -> None:
-        """Expect so many trials to end, on so many places."""
-        self._n_places = n_places
+        """Expect so many trials to end, on the places that there are."""
+        self._places = places
         self._busy = {"autoencoders": 0.0, "data": 0.0}
         """Seconds of all places."""
         self._tracker, self._view, self._progress = tracker, view, progress
@@ -75,7 +76,7 @@ class Report(tune.Callback):
         self._heard[mine.id] = now
         self._busy["data"] += spent * report["data_wait_fraction"]
         self._busy["autoencoders"] += spent * (1 - report["data_wait_fraction"])
-        idle = max(0.0, self._n_places * now - sum(self._busy.values()))
+        idle = max(0.0, self._places() * now - sum(self._busy.values()))
         self._progress.figures.seconds = {**self._busy, "start and lack of work": idle}
 
     def _tell(self, mine: Trial, report: dict[str, Any]) -> None:

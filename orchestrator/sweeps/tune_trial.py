@@ -7,8 +7,11 @@ from ray import tune
 
 from actors.bundle import Bundle
 from actors.trial import Trial
+from orchestrator.errors import UserError
+from orchestrator.node_error import blaming_this_node
 from orchestrator.shared_storage import SharedStorage
 from storage.chunk_source import ChunkSource
+from storage.errors import StoreError
 
 REPORTS_PER_TRIAL = 20
 
@@ -28,10 +31,12 @@ class TuneTrial(tune.Trainable):
         shared: ChunkSource | None,
     ) -> None:
         """Begin or continue the trials that the configuration holds, where the run directory is seen."""
-        storage.check()
+        with blaming_this_node(UserError, StoreError):
+            storage.check()
         trials: tuple[Trial, ...] = config["trials"]
         self._stride = math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL)
-        self._bundle = Bundle(trials, device, n_threads, shared)
+        with blaming_this_node(StoreError, OSError):
+            self._bundle = Bundle(trials, device, n_threads, shared)
         self._continues = self._bundle.step > 0
 
     def step(self) -> dict[str, Any]:
@@ -41,7 +46,8 @@ class TuneTrial(tune.Trainable):
         One that fails is left behind, and fails for Tune, which tries it again, when the others have ended.
         """
         left = self._stride - self._bundle.step % self._stride
-        reports = self._bundle.advance(0 if self._continues else left)
+        with blaming_this_node(StoreError, OSError):
+            reports = self._bundle.advance(0 if self._continues else left)
         self._continues = False
         failures = self._bundle.failures
         if self._bundle.is_over and not reports and failures:
@@ -54,7 +60,8 @@ class TuneTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the trials' own checkpoints; Tune's, which it asks for before a pause, is empty."""
-        self._bundle.pause()
+        with blaming_this_node(StoreError, OSError):
+            self._bundle.pause()
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the trainers began where their own checkpoints were."""

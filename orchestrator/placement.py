@@ -1,0 +1,205 @@
+"""Where actors have their place: nodes differ, come and go, and some prove unfit.
+
+Ray places every actor by what it asks for. What is here says for how many there is room, so that no more
+are started, and when waiting for room is over. An actor asks plainly, not by a placement group: it has one
+bundle, which is on one node either way, and its request waiting in Ray's queue is what an autoscaler goes by.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+from ray._private.state import state
+
+from orchestrator.config import ComputeConfig
+from orchestrator.errors import UserError
+from orchestrator.node_error import NodeError
+
+_LOOK_SECONDS = 1.0
+_SHARES = 10_000
+"""Of a GPU: as finely as Ray counts."""
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Nodes:
+    """The nodes of the connected cluster that a run may use."""
+
+    tell: Callable[[str], None]
+    """Who hears of those that it leaves out, and of waiting for others."""
+
+    left_out: set[str] = field(default_factory=set)
+    """Those that proved unfit, by Ray's ids."""
+
+    _seen: tuple[float, dict[str, Mapping[str, float]]] = (0.0, {})
+
+    def usable(self, now: bool = False) -> dict[str, Mapping[str, float]]:
+        """What each has, by its id: of those that are alive, not about to go, and not left out.
+
+        As a second ago at most, or `now`.
+        """
+        looked, found = self._seen
+        if now or not found or time.monotonic() - looked > _LOOK_SECONDS:
+            going = state.get_draining_nodes()
+            found = {
+                node["NodeID"]: node["Resources"]
+                for node in ray.nodes()
+                if node["Alive"] and node["NodeID"] not in going
+            }
+            self._seen = time.monotonic(), found
+        return {node: has for node, has in found.items() if node not in self.left_out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What every actor of a kind gets, and where."""
+
+    cpus: int
+    gpus: float
+
+    gpus_setting: str
+    """What `gpus` was set by."""
+
+    nodes: Nodes
+
+    patience: float
+    """Seconds that a cluster which may grow is given to have room; 0 on this machine alone, which does not."""
+
+    at_most: int | None = None
+    """Actors, whatever there is room for."""
+
+    @classmethod
+    def of(cls, cfg: ComputeConfig, nodes: Nodes) -> "Placement":
+        """Of harvesters and evaluators."""
+        return cls._of(cfg, nodes, cfg.gpus_per_actor, "gpus_per_actor")
+
+    @classmethod
+    def of_trainers(cls, cfg: ComputeConfig, nodes: Nodes) -> "Placement":
+        """The same of trainers, which may have a share of a GPU of their own."""
+        setting = "gpus_per_actor" if cfg.gpus_per_trial is None else "gpus_per_trial"
+        return cls._of(cfg, nodes, cfg.gpus_per_trainer, setting)
+
+    @classmethod
+    def _of(cls, cfg: ComputeConfig, nodes: Nodes, gpus: float, setting: str) -> "Placement":
+        patience = cfg.wait_seconds if cfg.address else 0.0
+        return cls(
+            cpus=cfg.cpus_per_actor,
+            gpus=gpus,
+            gpus_setting=setting,
+            nodes=nodes,
+            patience=patience,
+        )
+
+    @property
+    def device(self) -> str:
+        """Where an actor computes. Ray decides which GPU `cuda` means inside the actor."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one actor asks for, as Ray names it."""
+        return {"CPU": float(self.cpus), "GPU": self.gpus}
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Which nodes it may be on, as Ray's labels say it."""
+        left_out = ",".join(sorted(self.nodes.left_out))
+        return {"ray.io/node-id": f"!in({left_out})"} if left_out else {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Both, for `ray.remote`."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "label_selector": self.selector}
+
+    def room(self) -> int:
+        """Actors that the usable nodes hold, were nothing else there."""
+        there = sum(map(self._held_by, self.nodes.usable().values()))
+        return there if self.at_most is None else min(there, self.at_most)
+
+    def _held_by(self, has: Mapping[str, float]) -> int:
+        n = int(has.get("CPU", 0) // self.cpus)
+        if self.gpus >= 1:
+            n = min(n, int(has.get("GPU", 0) // self.gpus))
+        elif self.gpus:  # no actor has shares of two GPUs
+            n = min(n, int(has.get("GPU", 0)) * (_SHARES // round(self.gpus * _SHARES)))
+        return n
+
+    def wait_for_room(self) -> None:
+        """Until there is room for one actor.
+
+        Raises:
+            UserError: If no node has any, and none comes in time.
+        """
+        if self.room():
+            return
+        if self.patience:
+            what = f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+            self.nodes.tell(
+                f"cluster   no node has {what} for an actor; waiting up to {self.patience:.0f} s for one "
+                "(compute.wait_seconds)"
+            )
+            asked = ray.remote(max_retries=-1, **self.options)(_nothing).remote()
+            if ray.wait([asked], timeout=self.patience)[0]:
+                return
+            ray.cancel(asked)
+        raise self.no_room()
+
+    def no_room(self) -> UserError:
+        """Why no actor has a place."""
+        waited = f", after {self.patience:.0f} s (compute.wait_seconds)" if self.patience else ""
+        nodes = list(self.nodes.usable().values())
+        for kind, setting in (("CPU", "cpus_per_actor"), ("GPU", self.gpus_setting)):
+            asked, most = self.bundle[kind], max((has.get(kind, 0) for has in nodes), default=0)
+            if asked > most:
+                return UserError(
+                    f"compute.{setting}: {asked:g} is more than any node of the cluster has, which is "
+                    f"{most:g} {kind}s at most{waited}, so no actor can start; lower it or add nodes"
+                )
+        if not self.room():
+            return UserError(
+                f"compute.cpus_per_actor, compute.{self.gpus_setting}: no node of the cluster has "
+                f"{self.cpus} CPUs and {self.gpus:g} GPUs at once{waited}, so no actor can start; lower one "
+                "or add nodes"
+            )
+        return UserError(
+            f"compute: there is room for {self.room()} actors on the cluster, and none has got its place"
+            f"{waited}; others hold it (`ray status`): wait for them, or raise wait_seconds"
+        )
+
+    def has_room_without(self, node: str) -> bool:
+        """Whether other usable nodes than this one hold an actor."""
+        return any(
+            self._held_by(has) for other, has in self.nodes.usable().items() if other != node
+        )
+
+    def leave_out(self, fault: NodeError) -> None:
+        """Use a node no more.
+
+        Raises:
+            Exception: What was met there, if no other node has room.
+        """
+        if fault.node in self.nodes.left_out:
+            return
+        if not self.has_room_without(fault.node):
+            raise fault.why
+        self.nodes.left_out.add(fault.node)
+        self.nodes.tell(f"warning: node {fault.host} is left out from here on: {fault.why}")
+
+    def elsewhere(self, attempt: Callable[[], Result]) -> Result:
+        """What `attempt` returns; a node whose fault ends it is left out of the next one.
+
+        Raises:
+            Exception: As `leave_out`.
+        """
+        while True:
+            try:
+                return attempt()
+            except NodeError as fault:
+                self.leave_out(fault)
+
+
+def _nothing() -> None:
+    """To have been done is to have had room."""
