@@ -21,6 +21,7 @@ from functools import cache
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import ray
@@ -81,7 +82,7 @@ def main() -> int:
 @contextmanager
 def _cluster(n: int) -> Iterator[str]:
     """Its address; a head that computes nothing, and n nodes of one CPU."""
-    size = {"object_store_memory": 100 * 2**20}
+    size: dict[str, Any] = {"object_store_memory": 100 * 2**20}
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, **size},
@@ -90,7 +91,7 @@ def _cluster(n: int) -> Iterator[str]:
         cluster.add_node(num_cpus=1, **size)
     cluster.connect()
     try:
-        yield cluster.address
+        yield str(cluster.address)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import ray
@@ -137,7 +138,7 @@ def _check_listens(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(_no_cluster(address, error)) from None
-    channel = init_grpc_channel(address)
+    channel: Any = init_grpc_channel(address)
     try:
         grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
     except grpc.FutureTimeoutError:

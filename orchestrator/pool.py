@@ -178,7 +178,7 @@ class Pool:
             room += ASKED_BEYOND_ROOM
         for _ in range(min(wanted, room) - serving):
             options = {**self.placement.options, "max_concurrency": JOBS_IN_HAND}
-            process = ray.remote(**options)(_Process).remote()
+            process: Any = ray.remote(**options)(_Process).remote()
             self._members.append(_Member(process, process.node.remote()))
 
     def _next_hand(self, n_todo: int, at_most: int | None) -> _Member | None:

@@ -278,5 +278,5 @@ def _tune(
 def _resources(placement: Placement) -> tune.PlacementGroupFactory:
     """Of one bundle of trials; Tune asks by placement groups, whose requests an autoscaler goes by."""
     selector = placement.selector
-    where = {"bundle_label_selector": [selector]} if selector else {}
+    where: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
     return tune.PlacementGroupFactory([placement.bundle], **where)
