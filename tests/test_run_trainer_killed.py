@@ -36,9 +36,9 @@ def test_a_trainer_that_is_killed_goes_on_in_another_process_of_the_same_run(
     tmp_path: Path, finished: tuple[Path, str]
 ):
     driver, _, run = begun(tmp_path, finished[0])
-    trainers = processes(driver, "Trainable")
-    assert trainers
-    trainers[0].kill()
+    # Between two trials there is none for a moment.
+    wait_until(driver, lambda: bool(processes(driver, "Trainable")))
+    processes(driver, "Trainable")[0].kill()
     output, _ = driver.communicate(timeout=400)
     assert driver.returncode == 0, output
     assert "Traceback" not in output
