@@ -85,12 +85,14 @@ class Harvester:
             tokens: The token store.
             batch_tokens: Tokens per forward pass, at least one sequence.
             device: Where the model computes.
-            n_threads: Cores it computes on. The numbers may differ in the last bits with another.
+            n_threads: Cores it computes on, and arrays it writes at a time. The numbers may differ in the
+                last bits with another.
 
         Raises:
             InputError: If the model can't be loaded, or is too short for the token store's context.
         """
         torch.set_num_threads(n_threads)
+        self._n_threads = n_threads
         self._model = LanguageModel(model, device)
         self._tokens = TokenStore.open(tokens)
         longest = self._model.shape.context
@@ -159,7 +161,7 @@ class Harvester:
                 rows.add(batch)
             arrays = rows.finish()
             computed = time.perf_counter()
-        record = activations.write_shard(shard, arrays, columns)
+        record = activations.write_shard(shard, arrays, columns, self._n_threads)
         return HarvestReceipt(
             record=record,
             n_tokens=ids.size,

@@ -5,6 +5,7 @@ model is the embedded one's architecture scaled up, with random weights: what is
 matter here, only how much.
 """
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -54,6 +55,20 @@ class Size:
         return f"d_model {self.d_model}, {self.n_layers} layers, context {self.context}"
 
 
+GPU_SIZES = (
+    Size(batch_sequences=64, shard_sequences=256, n_shards=8),
+    Size(
+        d_model=2048,
+        n_layers=16,
+        context=1024,
+        batch_sequences=16,
+        shard_sequences=64,
+        n_shards=8,
+    ),
+)
+"""The CPU's model, and one of a billion weights, for which one takes a GPU."""
+
+
 def measure(size: Size, pairs: int, threads: int, device: str = "cpu") -> list[Row]:
     """A row for the pilot's form (every layer of every token) and for the training store's."""
     torch.set_num_threads(threads)
@@ -61,7 +76,7 @@ def measure(size: Size, pairs: int, threads: int, device: str = "cpu") -> list[R
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dtype = "float32" if device == "cpu" else "bfloat16"
-        source = ModelSource(name=str(_model(folder / "model", size)), dtype=dtype)
+        source = ModelSource(name=str(_model(folder / "model", size, dtype, device)), dtype=dtype)
         tokens = _tokens(folder / "tokens.zarr", size)
         harvester = Harvester(
             *(source, tokens, size.batch_sequences * size.context, device, threads)
@@ -75,10 +90,11 @@ def measure(size: Size, pairs: int, threads: int, device: str = "cpu") -> list[R
                 for ours in (True, False) if turn % 2 else (False, True):
                     start = time.perf_counter()
                     if ours:
-                        _harvest(harvester, folder / f"{groups} {turn}", spec)
+                        _harvest(harvester, folder / "store", spec)
                     else:
                         _forward(bare, tokens, spec, size, device)
                     seconds[not ours] = time.perf_counter() - start
+                    shutil.rmtree(folder / "store", ignore_errors=True)
                 print(f"  {turn}/{pairs} {form:14} {seconds[0]:7.2f} s, bare {seconds[1]:7.2f} s")
                 if turn:
                     times.append((seconds[0], seconds[1]))
@@ -139,7 +155,7 @@ def _spec(size: Size, n_groups: int) -> StoreSpec:
     )
 
 
-def _model(folder: Path, size: Size) -> Path:
+def _model(folder: Path, size: Size, dtype: str, device: str) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(
         ROOT / "examples/tiny_lm/model",
@@ -149,7 +165,8 @@ def _model(folder: Path, size: Size) -> Path:
         num_attention_heads=size.d_model // 64,
         max_position_embeddings=size.context,
     )
-    AutoModel.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    with torch.device(device):
+        AutoModel.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 

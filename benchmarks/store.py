@@ -29,10 +29,14 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=4, help="of one harvest, of 16 sequences")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/store.json")
     options = parser.parse_args()
+    on_cpu = options.device == "cpu"
+    sizes = [harvest.Size(n_shards=options.shards)] if on_cpu else harvest.GPU_SIZES
     parts: dict[str, Callable[[], list[Row]]] = {
-        "harvest": lambda: harvest.measure(
-            harvest.Size(n_shards=options.shards), options.pairs, options.threads, options.device
-        ),
+        "harvest": lambda: [
+            row
+            for size in sizes
+            for row in harvest.measure(size, options.pairs, options.threads, options.device)
+        ],
         "writing": lambda: writing.measure(writing.Size(), options.pairs),
         "mixing": mixing.measure,
         "reading": lambda: reading.measure(ReadSize(), options.pairs),

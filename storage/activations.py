@@ -6,6 +6,7 @@ which is written last. docs/store_format.md says it byte for byte.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -145,6 +146,7 @@ class ActivationStore:
         index: int,
         arrays: Mapping[str, EncodedRows],
         columns: Mapping[str, Shaped[np.ndarray, " rows"]],
+        n_threads: int = 1,
     ) -> ShardRecord:
         """Write a shard whole and commit it; a committed one is left as it is, unless released.
 
@@ -152,6 +154,7 @@ class ActivationStore:
             index: Of the shard.
             arrays: For each of `spec.arrays`, the rows, or what puts them into the order of `spec.rows_of`.
             columns: `sequence`, `position` and `token_id` of each row. Layers are derived.
+            n_threads: Arrays written at a time, each with a chunk of memory; the bytes are the same.
 
         Raises:
             StoreError: If something is missing or of another length, if sequence and position are
@@ -175,25 +178,42 @@ class ActivationStore:
         layers: dict[int, LayerTotals] = {}
         for name, dtype in ROOT_COLUMNS.items():
             self._write_column(name, index, columns[name].astype(dtype), files)
-        for array, rows in arrays.items():
+
+        def write(array: str) -> tuple[dict[str, FileRecord], dict[int, LayerTotals]]:
             row_layers = self.spec.row_layers(array, sequence, position)
-            norm = rows.noted("norm")
-            self._check_finite(array, norm, row_layers)
-            key = activation_file(array, index)
-            parts = shard_parts(self._chunks(rows), self.spec.chunks_per_shard)
-            files[key] = self.place.write(key, parts)
-            self._write_column(f"{array}/norm", index, norm, files)
-            if self.spec.groups:
-                self._write_column(f"{array}/layer", index, row_layers, files)
-            if self.spec.dtype == "int8":
-                self._write_column(f"{array}/scale", index, rows.noted("scale"), files)
-            for layer in self.spec.layers_of(array):
-                layers[layer] = _totals(rows, row_layers == layer)
+            return self._write_array(array, index, arrays[array], row_layers)
+
+        with ThreadPoolExecutor(n_threads) as threads:
+            for array_files, array_layers in threads.map(write, arrays):
+                files |= array_files
+                layers |= array_layers
         record = ShardRecord(shard=index, rows=stop - start, files=files, layers=layers)
         self._commits.write(record)
         if self._commits.is_released(index):
             self._commits.mark_whole(index)
         return record
+
+    def _write_array(
+        self,
+        array: str,
+        index: int,
+        rows: EncodedRows,
+        row_layers: UInt8[np.ndarray, " rows"],
+    ) -> tuple[dict[str, FileRecord], dict[int, LayerTotals]]:
+        """One array of a shard, with its columns: their files, and what it holds of each layer."""
+        files: dict[str, FileRecord] = {}
+        norm = rows.noted("norm")
+        self._check_finite(array, norm, row_layers)
+        key = activation_file(array, index)
+        parts = shard_parts(self._chunks(rows), self.spec.chunks_per_shard)
+        files[key] = self.place.write(key, parts)
+        self._write_column(f"{array}/norm", index, norm, files)
+        if self.spec.groups:
+            self._write_column(f"{array}/layer", index, row_layers, files)
+        if self.spec.dtype == "int8":
+            self._write_column(f"{array}/scale", index, rows.noted("scale"), files)
+        layers = self.spec.layers_of(array)
+        return files, {layer: _totals(rows, row_layers == layer) for layer in layers}
 
     def _check_complete(
         self,

@@ -159,6 +159,17 @@ def test_a_committed_shard_is_final(tmp_path):
     assert files_of(store.place.folder) == before
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("groups", [{}, GROUPED], ids=["layers", "groups"])
+def test_arrays_written_at_the_same_time_are_the_same_bytes(tmp_path, dtype, groups):
+    spec = small_spec(dtype=dtype, **groups)
+    whole = filled_store(tmp_path / "one", spec)
+    store = ActivationStore.create(tmp_path / "three", spec)
+    for shard in range(spec.n_shards):
+        store.write_shard(shard, *shard_content(spec, shard), n_threads=3)
+    assert files_of(store.place.folder) == files_of(whole.place.folder)
+
+
 def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path):
     whole = files_of(filled_store(tmp_path / "whole", small_spec()).place.folder)
     store = filled_store(tmp_path / "s", small_spec(), [0, 1, 3])
