@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_server import ENVIRONMENTS, object_server, refusing_server
 from tests.ray_nodes import RAY, Nodes, if_it_can_mount, nodes, project, submit
 from tests.runs import ROOT, wait_until, write_config
 
@@ -116,6 +117,26 @@ def test_a_node_without_strata_is_named(tmp_path: Path):
         said = refused(tmp_path, cluster)
     assert f"strata: node {socket.gethostname()} can't work on the run (ImportError: none)" in said
     assert "install Strata on every node" in said
+
+
+def test_a_bucket_that_one_node_may_not_read_is_refused(tmp_path: Path):
+    work = project(tmp_path / "work")
+    write_config(work, run_dir=str(tmp_path / "run"), harvest={"store": "s3://bucket/run"})
+    with (
+        object_server() as endpoint,
+        refusing_server(403) as refusing,
+        nodes(cpus=1, environment={**ENVIRONMENTS["s3"], "AWS_ENDPOINT_URL": endpoint}) as cluster,
+    ):
+        cluster.add(cpus=1, environment={"AWS_ENDPOINT_URL": refusing})
+        cluster.wait_for(2)
+        status, output = submit(work, "--address", cluster.dashboard)
+    assert status == 2, output
+    said = (
+        "can't read s3://bucket/run/config.yaml: the server refuses these credentials (403 Refused)"
+    )
+    assert f"strata: node {socket.gethostname()}: {said}; allow them to list, read, write" in output
+    assert "(so on 1 of 1 other nodes)" in output
+    assert "planted" not in output
 
 
 FILLER = """

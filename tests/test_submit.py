@@ -19,7 +19,6 @@ from orchestrator import config_file, jobs
 from orchestrator.__main__ import main
 from orchestrator.run_directory import RunDirectory
 from orchestrator.shared_storage import SharedStorage
-from tests.object_server import ENVIRONMENTS, object_server, refusing_server
 from tests.ray_nodes import Nodes, if_it_can_mount, nodes, project, submit
 from tests.runs import ROOT, write_config
 
@@ -34,19 +33,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(work: Path) -> Iterator[Nodes]:
-    """Of two nodes; to one of them a folder is hidden, and a bucket closed."""
-    with (
-        object_server() as endpoint,
-        refusing_server(403) as refusing,
-        nodes(cpus=1, environment={**ENVIRONMENTS["s3"], "AWS_ENDPOINT_URL": endpoint}) as made,
-    ):
-        made.add(
-            cpus=1,
-            blind_to=work.parent / "one-sees",
-            environment={"AWS_ENDPOINT_URL": refusing},
-        )
-        made.wait_for(2)
-        yield made
+    with nodes(cpus=1) as cluster:
+        cluster.add(cpus=1, blind_to=work.parent / "one-sees")
+        cluster.wait_for(2)
+        yield cluster
 
 
 @pytest.mark.ray
@@ -72,25 +62,6 @@ def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, w
 @pytest.mark.ray
 @pytest.mark.slow
 @if_it_can_mount
-def test_a_bucket_that_one_node_may_not_read_is_refused(cluster: Nodes, work: Path):
-    run, harvest = work.parent / "both-see" / "run", {"tokens": 60_000, "store": "s3://bucket/run"}
-    write_config(work, run_dir=str(run), harvest=harvest, compute={})
-    status, output = submit(work, "--address", cluster.dashboard)
-    assert status == 2, output
-    refusal = (
-        "can't read s3://bucket/run/config.yaml: the server refuses these credentials (403 Refused)"
-    )
-    assert (
-        f"strata: node {socket.gethostname()}: {refusal}; allow them to list, read, write" in output
-    )
-    assert "(so on 1 of 1 other nodes)" in output
-    assert "planted" not in output
-    assert not (run / "trials").exists()
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@if_it_can_mount
 def test_of_a_configuration_alone_the_installed_strata_makes_the_run(
     cluster: Nodes, tmp_path: Path, finished: tuple[Path, str]
 ):
@@ -100,7 +71,7 @@ def test_of_a_configuration_alone_the_installed_strata_makes_the_run(
     (tmp_path / "large.bin").write_bytes(b"not to be sent")
     status, output = submit(tmp_path, "--image", "--address", cluster.dashboard)
     assert status == 0, output
-    table = [line for line in finished[1].splitlines() if "batch_topk" in line]
+    table = [line for line in finished[1].splitlines() if line.startswith("│")]
     assert table
     assert all(line in output for line in table)
     assert not [*cluster.folder.rglob("large.bin")]
