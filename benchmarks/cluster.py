@@ -121,6 +121,7 @@ def _configuration(folder: Path, address: str) -> RunConfig:
             "model": {"name": str(ROOT / "examples/tiny_lm/model")},
             "corpus": {"source": "stdlib"},
             "harvest": {"tokens": 100_000},
+            "sweep": {"d_sae": 64, "k": [8], "tokens": 6400},
             "compute": {"address": address, "wait_seconds": 120},
         },
         "the benchmark",

@@ -3,9 +3,11 @@
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.util.state import list_actors
 
 from orchestrator import cluster
 from orchestrator.config import ComputeConfig
@@ -91,15 +93,15 @@ def test_gpus_of_uneven_nodes_hold_as_many_actors_as_they_have_shares_and_no_mor
         there.wait_for(3)
         address = there.address
 
-        def placed(**asked: float) -> tuple[int, int]:
+        def placed(**asked: Any) -> tuple[int, int]:
             """Actors that there is said to be room for, and those that Ray has given a place."""
-            cfg = ComputeConfig(address=address, wait_seconds=60, **asked)
+            cfg = ComputeConfig(address=address, wait_seconds=60.0, **asked)
             placement = Placement.of(cfg, Nodes(print))
             pool = Pool(placement)
             pool.start()
             alive = [
                 actor
-                for actor in ray.util.state.list_actors(filters=[("state", "=", "ALIVE")])
+                for actor in list_actors(filters=[("state", "=", "ALIVE")])
                 if actor.class_name == "_Process"
             ]
             pool.free()
@@ -110,7 +112,7 @@ def test_gpus_of_uneven_nodes_hold_as_many_actors_as_they_have_shares_and_no_mor
                 5,
                 5,
             )  # two for each of two GPUs, one for one core
-            assert placed(gpus_per_actor=2) == (2, 2)
+            assert placed(gpus_per_actor=2.0) == (2, 2)
             assert placed(cpus_per_actor=2) == (2, 2)
 
 
@@ -119,22 +121,22 @@ def test_what_no_node_has_is_an_error_after_the_stated_time_and_a_node_that_come
     with nodes(cpus=1, environment=HERE) as there:
         heard: list[str] = []
 
-        def waiting(**asked: float) -> Placement:
+        def waiting(**asked: Any) -> Placement:
             return Placement.of(ComputeConfig(address=there.address, **asked), Nodes(heard.append))
 
         with cluster.connected(ComputeConfig(address=there.address)):
             with pytest.raises(
                 UserError, match=r"cpus_per_actor: 64 is more .* 1 CPUs at most, after 3 s"
             ):
-                waiting(cpus_per_actor=64, wait_seconds=3).wait_for_room()
+                waiting(cpus_per_actor=64, wait_seconds=3.0).wait_for_room()
             with pytest.raises(
                 UserError, match=r"gpus_per_actor: 1 is more .* 0 GPUs at most, after 3 s"
             ):
                 [
-                    *Pool(waiting(gpus_per_actor=1, wait_seconds=3)).work(
+                    *Pool(waiting(gpus_per_actor=1.0, wait_seconds=3.0)).work(
                         Counter, (Path(),), "square", [(1,)]
                     )
                 ]
             assert "waiting up to 3 s for one (compute.wait_seconds)" in heard[0]
             there.add(cpus=2, gpus=1)
-            waiting(gpus_per_actor=1, cpus_per_actor=2, wait_seconds=120).wait_for_room()
+            waiting(gpus_per_actor=1.0, cpus_per_actor=2, wait_seconds=120.0).wait_for_room()
