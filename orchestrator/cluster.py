@@ -151,9 +151,9 @@ def _no_cluster(address: str, error: object) -> str:
 
 
 def check_fits(cfg: ComputeConfig) -> None:
-    """Refuse, with a UserError, actors that ask for more than the whole cluster has."""
+    """Refuse, with a UserError, actors, or all ranks of a trial, that ask for more than the cluster has."""
     total = ray.cluster_resources()
-    for setting, (kind, asked) in cfg.asked.items():
+    for setting, kind, asked in cfg.asked:
         if asked > total.get(kind, 0):
             raise UserError(
                 f"compute.{setting}: {asked:g} is more than the cluster's "
@@ -169,6 +169,9 @@ class Placement:
     gpus: float
     capacity: int
 
+    n_ranks: int = 1
+    """Processes that a trial is trained by; `capacity` then counts trials."""
+
     @classmethod
     def of(cls, cfg: ComputeConfig) -> "Placement":
         """As many actors as the connected cluster has room for."""
@@ -177,15 +180,15 @@ class Placement:
     @classmethod
     def of_trainers(cls, cfg: ComputeConfig) -> "Placement":
         """The same of trainers, which may have a share of a GPU of their own."""
-        return cls._of(cfg, cfg.gpus_per_trainer)
+        return cls._of(cfg, cfg.gpus_per_trainer, cfg.ranks.n_ranks)
 
     @classmethod
-    def _of(cls, cfg: ComputeConfig, gpus: float) -> "Placement":
+    def _of(cls, cfg: ComputeConfig, gpus: float, n_ranks: int = 1) -> "Placement":
         total = ray.cluster_resources()
-        capacity = int(total["CPU"] // cfg.cpus_per_actor)
+        capacity = int(total["CPU"] // (cfg.cpus_per_actor * n_ranks))
         if gpus:
-            capacity = min(capacity, int(total["GPU"] / gpus))
-        return cls(cpus=cfg.cpus_per_actor, gpus=gpus, capacity=max(1, capacity))
+            capacity = min(capacity, int(total["GPU"] / (gpus * n_ranks)))
+        return cls(cpus=cfg.cpus_per_actor, gpus=gpus, capacity=max(1, capacity), n_ranks=n_ranks)
 
     @property
     def device(self) -> str:

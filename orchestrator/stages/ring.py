@@ -37,14 +37,15 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
     if room is None:
         yield
         return
-    placement = pool.placement
+    placement, n_ranks = pool.placement, session.cfg.compute.ranks.n_ranks
     n_actors = min(
-        session.cfg.compute.harvesters or placement.capacity // 2, placement.capacity - 1
+        session.cfg.compute.harvesters or placement.capacity // 2, placement.capacity - n_ranks
     )
     if n_actors < 1:
         raise UserError(
             "harvest.disk_budget: harvesters and trainers work at the same time, and there is room for "
-            "one actor; raise compute.cpus, lower compute.cpus_per_actor, or leave disk_budget out"
+            f"{placement.capacity} actors, of which a trial takes {n_ranks}; raise compute.cpus, lower "
+            "compute.cpus_per_actor, or leave disk_budget out"
         )
     harvesters = Pool(replace(placement, capacity=n_actors), pool.storage)
     harvesters.start()

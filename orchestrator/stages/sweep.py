@@ -34,6 +34,7 @@ from orchestrator.stores import shards_within
 from orchestrator.sweeps.candidates import Candidate, candidates
 from orchestrator.sweeps.chunk_keeper import keeping_chunks
 from orchestrator.sweeps.data_wait import waiting
+from orchestrator.sweeps.rank_process import Workplace
 from orchestrator.sweeps.scheduler import LikeWithLike
 from orchestrator.sweeps.suggestions import Suggestions
 from orchestrator.sweeps.sweep_report import Report
@@ -224,13 +225,20 @@ def _tune(
         chosen, space = {}, {"trials": tune.grid_search(together)}
     trainable = tune.with_parameters(
         TuneTrial,
-        storage=SharedStorage.of(session.run),
-        device=placement.device,
-        n_threads=placement.cpus,
-        shared=shared,
+        workplace=Workplace(
+            storage=SharedStorage.of(session.run),
+            device=placement.device,
+            n_threads=placement.cpus,
+            shared=shared,
+            grid=session.cfg.compute.ranks,
+        ),
+        gpus=placement.gpus,
     )
+    each = {"CPU": placement.cpus, "GPU": placement.gpus}
+    # Ranks have a place each, near one another; who starts them needs none.
+    places = [each] if placement.n_ranks == 1 else [{}, *[each] * placement.n_ranks]
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
+        tune.with_resources(trainable, tune.PlacementGroupFactory(places)),
         param_space=space,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
