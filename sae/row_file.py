@@ -92,8 +92,10 @@ def _write_rows(
             f"{partial}, which another rank began, is not there for this one; ranks write one file "
             "together; give a path on a file system that all of them share"
         )
+    with partial.open("rb") as head:
+        origin = _LENGTH + int.from_bytes(head.read(_LENGTH), "little")
+    # Nothing may be read through this one: its buffer would then write back what others have changed.
     with partial.open("r+b") as file:
-        origin = _LENGTH + int.from_bytes(file.read(_LENGTH), "little")
         for name, tensor in tensors.items():
             rows = tensor.detach().contiguous()
             begin = origin + places[name][0]
