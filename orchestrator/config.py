@@ -190,8 +190,8 @@ class ComputeConfig:
     @property
     def ranks(self) -> RankGrid:
         """`ranks_per_trial` as a grid."""
-        of_number = isinstance(self.ranks_per_trial, int)
-        return RankGrid(latents=self.ranks_per_trial) if of_number else self.ranks_per_trial
+        given = self.ranks_per_trial
+        return RankGrid(latents=given) if isinstance(given, int) else given
 
     @property
     def asked(self) -> list[tuple[str, str, float]]:

@@ -17,8 +17,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.crash, pytest.mark.
 COMPUTE = {"cpus": 2, "ranks_per_trial": 2}
 SWEEP = {**SMALL_RUN["sweep"], "checkpoint_seconds": 0.2}
 
-NEAR = 1e-3
-"""Of weights, and of FVU, after 235 steps in float32."""
+NEAR = 1e-5
+"""Of weights, and of FVU, after 235 steps in float32. 2e-7 was seen, a last digit; but a token whose k-th and
+next latent are as near as that may change them, and its gradient with them."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,6 @@ def test_two_ranks_end_near_one_process(by_two: Path, finished: tuple[Path, str]
         assert rows[0].count("\n") == rows[1].count("\n"), "reports are told once"
         assert torch.isfinite(mine["w_dec"]).all()
         assert json.loads((by_two / "trials" / name / "sae" / "sae.json").read_text())
-    print(apart)
     assert max(map(max, apart.values())) < NEAR, apart
 
 
@@ -66,7 +66,6 @@ def test_a_rank_that_is_killed_costs_its_trial_what_came_after_the_checkpoint(
     assert listening == {"127.0.0.1"}
     ranks[1].kill()
     output, _ = driver.communicate(timeout=400)
-    print(output)
     assert driver.returncode == 0, output
     assert "Traceback" not in output
     assert not any(rank.is_running() for rank in ranks), "the other one is of no use"

@@ -21,15 +21,16 @@ PATIENCE_SECONDS = 10.0
 class RankGroup:
     """Processes that train one trial after the other, each of them together."""
 
-    def __init__(self, workplace: Workplace, places: dict[str, float]) -> None:
+    def __init__(self, workplace: Workplace, gpus: float) -> None:
         """Start them, in the places that were reserved with this process's own, and have them meet.
 
         Args:
-            workplace: What each is given.
-            places: `num_cpus` and `num_gpus` of each.
+            workplace: What each is given; it has a core for each of its threads.
+            gpus: Of each.
         """
-        process = ray.remote(**places)(RankProcess)
-        self._members = [process.remote(workplace) for _ in range(workplace.grid.n_ranks)]
+        process = ray.remote(num_cpus=workplace.n_threads, num_gpus=gpus)(RankProcess)
+        n_ranks = workplace.grid.n_ranks
+        self._members: list[Any] = [process.remote(workplace) for _ in range(n_ranks)]
         self._standing: Standing | None = None
         [(host, port)] = self._answers([self._members[0].listen.remote()])
         self._answers([member.join.remote(i, host, port) for i, member in enumerate(self._members)])

@@ -10,6 +10,7 @@ import psutil
 import ray
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] (it is documented)
 
 from actors.bundle import Bundle
 from actors.trial import Trial
@@ -55,7 +56,7 @@ class RankProcess:
     def __init__(self, workplace: Workplace) -> None:
         """Do nothing yet: what a constructor raises, Ray tells as text alone."""
         self._workplace = workplace
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._ranks: ParallelRanks | None = None
         self._bundle: Bundle | None = None
 
@@ -64,7 +65,7 @@ class RankProcess:
         host = ray.util.get_node_ip_address()
         opened = socket.create_server((host, 0))  # torch itself would listen on all interfaces
         port = opened.getsockname()[1]
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             *(host, port, self._workplace.grid.n_ranks),
             is_master=True,
             wait_for_workers=False,
@@ -88,7 +89,7 @@ class RankProcess:
         on_gpu = torch.device(work.device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(0)  # the only one that Ray lets it see
-        store = self._store or dist.TCPStore(host, port, work.grid.n_ranks)
+        store = self._store or TCPStore(host, port, work.grid.n_ranks)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo", store=store, rank=number, world_size=work.grid.n_ranks
         )

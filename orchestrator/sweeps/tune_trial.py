@@ -41,8 +41,7 @@ class TuneTrial(tune.Trainable):
         if workplace.grid.n_ranks == 1:
             return Bundle(trials, workplace.device, workplace.n_threads, workplace.shared)
         if self._ranks is None:
-            places = {"num_cpus": workplace.n_threads, "num_gpus": gpus}
-            self._ranks = RankGroup(workplace, places)
+            self._ranks = RankGroup(workplace, gpus)
         self._ranks.begin(trials)
         return self._ranks
 
