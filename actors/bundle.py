@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.trainer import Trainer, feed_of
 from actors.trial import Trial
+from sae.ranks import ALONE, Ranks
 from storage.chunk_source import ChunkSource
 
 
@@ -36,6 +37,7 @@ class Bundle:
         device: str = "cpu",
         n_threads: int = 1,
         shared: ChunkSource | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Continue each member from its checkpoint, or begin it.
 
@@ -44,12 +46,13 @@ class Bundle:
             device: Where they are trained.
             n_threads: Of the CPU.
             shared: Who is asked first for parts of the store that are not read in place.
+            ranks: Who shares the autoencoders; each has such a bundle, and all do the same with it.
         """
-        self._feed = feed_of(trials[0], device, shared)
+        self._feed = feed_of(trials[0], device, shared, ranks)
         self._members = [
-            Trainer(trial, self._feed, device, n_threads)
+            Trainer(trial, self._feed, device, n_threads, ranks)
             for trial in trials
-            if not trial.result_file.is_file()
+            if not ranks.of_first(trial.result_file.is_file())
         ]
         self.failures: dict[str, Exception] = {}
         """By trial, what stopped a member; the others go on without it."""

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from sae.ranks import Ranks
 from storage.batches import Cursor, ShuffledBatches
 from storage.ring import RingReader
 from storage.windows import Batch
@@ -23,6 +24,15 @@ class Given:
 
     following: Cursor
     """Of the batch after it."""
+
+    n_rows: int
+    """Of the whole batch, also where ranks share it."""
+
+    def part_of(self, ranks: Ranks) -> "Given":
+        """The rows that one of some ranks is given."""
+        x, layer = self.rows
+        mine = ranks.part(self.n_rows)
+        return replace(self, rows=(x[mine], layer[mine]))
 
 
 class Feed:
@@ -76,6 +86,7 @@ class Feed:
         return Given(
             rows=(batch.x, batch.layer),
             following=Cursor(epoch=found.epoch, step=found.step + 1),
+            n_rows=len(batch.layer),
         )
 
 

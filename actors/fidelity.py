@@ -97,6 +97,8 @@ def reconstruction_quality(
 ) -> Fidelity:
     """Measures over every kept row of some layers, as the autoencoder is used at inference.
 
+    Ranks that share an autoencoder all call this, and all have the same of it.
+
     Args:
         sae: On whichever device it shall run.
         store: A store with an array per layer: the validation store.
@@ -110,24 +112,25 @@ def reconstruction_quality(
     opened = ActivationStore.open(store)
     parts: dict[int, LayerFidelity] = {}
     means: dict[int, Tensor] = {}
-    all_rows, all_counts = ReconstructionMetrics(), LatentCounts(sae.cfg.d_sae)
+    all_counts = LatentCounts(sae.cfg.d_sae)
     for layer in layers:
-        rows, counts = ReconstructionMetrics(), LatentCounts(sae.cfg.d_sae)
+        rows, held = ReconstructionMetrics(), LatentCounts(len(sae.held))
         for x in kept_rows(opened, layer, row_filter):
             x = x.to(sae.b_dec.device)
             ids = torch.full((len(x),), layer, dtype=torch.int64, device=x.device)
             x_hat, latents = sae.reconstruct(x, ids)
-            rows.update(x, x_hat, latents)
-            counts.update(latents)
+            rows.update(x, x_hat)
+            held.update(latents)
         if rows.n_tokens == 0:
             raise InputError(
                 f"the row filter keeps none of the {opened.spec.n_rows} rows of layer {layer} of "
                 f"{store}; at least one is needed: loosen the hygiene settings or harvest more"
             )
+        counts = held.of_all_ranks(sae.held, sae.cfg.d_sae, sae.ranks, sae.b_dec.device)
         parts[layer] = LayerFidelity(
             fvu=rows.fvu,
             explained_variance=rows.explained_variance,
-            l0=rows.l0,
+            l0=counts.l0,
             dead_fraction=counts.dead_fraction,
             cosine=rows.cosine,
             norm_ratio=rows.norm_ratio,
@@ -137,10 +140,9 @@ def reconstruction_quality(
             n_rows=rows.n_tokens,
         )
         means[layer] = rows.mean
-        all_rows.merge(rows)
         all_counts.merge(counts)
     return Fidelity(
-        layers=parts, l0=all_rows.l0, dead_fraction=all_counts.dead_fraction, means=means
+        layers=parts, l0=all_counts.l0, dead_fraction=all_counts.dead_fraction, means=means
     )
 
 

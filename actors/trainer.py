@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from actors.allocator import keep_freed_memory
-from actors.feed import Feed
+from actors.feed import Feed, Given
 from actors.fidelity import reconstruction_quality
 from actors.trial import Trial
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
 from sae.fit import DivergenceError, Fit, StepReport
+from sae.ranks import ALONE, Ranks
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.chunk_source import ChunkSource
@@ -25,9 +26,15 @@ from storage.files import write_file
 from storage.ring import RingReader
 
 
-def feed_of(trial: Trial, device: str, shared: ChunkSource | None = None) -> Feed:
-    """The batches that a trial trains on; `shared` is asked first for what is not read in place."""
-    ring = RingReader(trial.ring, trial.id) if trial.ring else None
+def feed_of(
+    trial: Trial, device: str, shared: ChunkSource | None = None, ranks: Ranks = ALONE
+) -> Feed:
+    """The batches that a trial trains on; `shared` is asked first for what is not read in place.
+
+    Each of `ranks` reads for itself, and is a reader of its own where the store is a ring.
+    """
+    reader = f"{trial.id}-rank{ranks.number}" if ranks.number else trial.id
+    ring = RingReader(trial.ring, reader) if trial.ring else None
     batches = ShuffledBatches(
         ActivationStore.open(trial.train_store, shared=shared),
         f"groups/{trial.group}",
@@ -41,9 +48,20 @@ def feed_of(trial: Trial, device: str, shared: ChunkSource | None = None) -> Fee
 
 
 class Trainer:
-    """One autoencoder, one group, one device. `actors.bundle` has it take its steps."""
+    """One autoencoder, one group, one device. `actors.bundle` has it take its steps.
 
-    def __init__(self, trial: Trial, feed: Feed, device: str = "cpu", n_threads: int = 1) -> None:
+    Where ranks share the autoencoder each has a trainer, and all call the same of it in the same order.
+    What is read from clocks and files is what the first one reads; it alone writes, checkpoints apart.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        feed: Feed,
+        device: str = "cpu",
+        n_threads: int = 1,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """Continue the trial from its checkpoint, or begin it.
 
         Args:
@@ -51,12 +69,15 @@ class Trainer:
             feed: The batches; others may train on the same ones.
             device: Where.
             n_threads: Of the CPU.
+            ranks: Who shares it.
         """
         torch.set_num_threads(n_threads)
-        self.trial = trial
+        self.trial, self._ranks = trial, ranks
         self._feed = feed
         self._feed.join()
-        self._sae = SparseAutoencoder(trial.sae, trial.layer_scale, seed=trial.seed).to(device)
+        self._sae = SparseAutoencoder(
+            trial.sae, trial.layer_scale, seed=trial.seed, ranks=ranks
+        ).to(device)
         self._fit = Fit(self._sae, trial.fit, n_steps=trial.n_steps, seed=trial.seed)
         self._seconds, self._waited = 0.0, 0.0
         self.cursor = Cursor(epoch=0, step=0)
@@ -67,10 +88,10 @@ class Trainer:
         self._since = 0
         """Rows that they have seen."""
         trial.folder.mkdir(parents=True, exist_ok=True)
-        if (trial.folder / "fit.safetensors").is_file():
+        if ranks.of_first((trial.folder / "fit.safetensors").is_file()):
             self._resume()
         else:
-            self._fit.initialise(*self._feed.at(self.cursor).rows)  # it is trained on as well
+            self._fit.initialise(*self._given().rows)  # it is trained on as well
         self._saved_at = time.monotonic()
         keep_freed_memory(self._sae.w_dec.nbytes)  # steps make gradients as large, one by one
 
@@ -82,7 +103,8 @@ class Trainer:
     @property
     def last_step(self) -> int:
         """The step to end at: of its whole training, or where it was given up (a file says so)."""
-        return min(self.trial.n_steps, self.trial.stopped_at or self.trial.n_steps)
+        last = min(self.trial.n_steps, self.trial.stopped_at or self.trial.n_steps)
+        return self._ranks.of_first(last)
 
     @property
     def finished(self) -> bool:
@@ -93,19 +115,21 @@ class Trainer:
     def is_due(self) -> bool:
         """Whether a checkpoint is to be written now."""
         since = time.monotonic() - self._saved_at
-        return self.finished or since >= self.trial.checkpoint_seconds
+        passed = since >= self.trial.checkpoint_seconds
+        return bool(self._ranks.of_first(self.finished or passed))
 
     def train(self) -> bool:
         """Take one step; a trial that diverges is given up before it, and the answer is no."""
-        given = self._feed.at(self.cursor)
+        given = self._given()
         try:
             self._newest = self._fit.step(*given.rows)
         except DivergenceError:
             if not self.step:
                 raise  # the data's fault, not the training's
-            self.trial.stop_at(self.step, diverged=True)
+            if self._writes:
+                self.trial.stop_at(self.step, diverged=True)
             return False
-        self._since += len(given.rows[1])
+        self._since += given.n_rows
         self.cursor = given.following
         return True
 
@@ -169,8 +193,17 @@ class Trainer:
             "seconds": round(self._seconds, 3),
             "data_wait_fraction": round(self._waited / max(self._seconds, 1e-9), 4),
         }
-        write_file(self.trial.result_file, [json.dumps(result, indent=1).encode()])
+        if self._writes:
+            write_file(self.trial.result_file, [json.dumps(result, indent=1).encode()])
         return result
+
+    @property
+    def _writes(self) -> bool:
+        return self._ranks.number == 0
+
+    def _given(self) -> Given:
+        """This rank's part of the batch for the next step."""
+        return self._feed.at(self.cursor).part_of(self._ranks)
 
     def _resume(self) -> None:
         state = checkpoint.load_fit(self.trial.folder, self._fit)
@@ -187,4 +220,6 @@ class Trainer:
                 "data_wait_fraction": round(waited, 4),
             }
         )
-        write_file(self.trial.metrics_file, [f"{json.dumps(row)}\n".encode() for row in self._rows])
+        if self._writes:
+            lines = [f"{json.dumps(row)}\n".encode() for row in self._rows]
+            write_file(self.trial.metrics_file, lines)

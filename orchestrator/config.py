@@ -18,6 +18,7 @@ from actors.corpus import FilesCorpus, HubCorpus, StdlibCorpus
 from actors.grouping import GroupConfig
 from actors.model_source import ModelSource
 from orchestrator.sweeps.axes import Positive
+from orchestrator.sweeps.rank_grid import RankGrid, Ranks, indivisible
 from orchestrator.sweeps.space import impossible_training
 from orchestrator.sweeps.sweep_config import SweepConfig
 from sae.fit import FitConfig
@@ -121,7 +122,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """What the actors may use. None of it changes what a run computes."""
+    """What the actors may use. None of it changes what a run computes, but for the rounding of ranks."""
 
     address: str | None = None
     """Of a running Ray cluster; by default a private one on this machine."""
@@ -133,7 +134,7 @@ class ComputeConfig:
     """Copies of the model at work; by default as many as fit."""
 
     cpus_per_actor: Positive = 1
-    """Cores, and so threads, of every harvester, trainer and evaluator."""
+    """Cores, and so threads, of every harvester, trainer (or rank of a trial) and evaluator."""
 
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """Share of a GPU of every harvester, trainer and evaluator; 0 computes on the CPU."""
@@ -143,15 +144,32 @@ class ComputeConfig:
 
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     """Share of a GPU of every trial, in place of gpus_per_actor for trainers; trials of one actor have
-    theirs together."""
+    theirs together, and ranks of one trial divide them."""
 
     trials_per_actor: Positive = 1
     """Trials of one group and batch size that train in one process on the same batches, each read,
     copied to the device and decoded once. Results are the same."""
 
+    ranks_per_trial: Ranks = 1
+    """Processes that train each trial together: a number of them divides the latents, {latents: 2,
+    batch: 2} the tokens of a batch too. Results are the same within rounding."""
+
     def __post_init__(self) -> None:
         """Refuse what Ray has no notion of."""
-        for setting, (kind, asked) in self.asked.items():
+        n_ranks = self.ranks.n_ranks
+        if n_ranks > 1 and self.trials_per_actor > 1:
+            raise ValueError(
+                f"ranks_per_trial: {n_ranks} processes train one trial, and trials_per_actor: "
+                f"{self.trials_per_actor} has one process train several; leave out either"
+            )
+        if n_ranks > 1 and self.gpus_per_trainer not in (0, 1):
+            name = "gpus_per_actor" if self.gpus_per_trial is None else "gpus_per_trial"
+            raise ValueError(
+                f"{name}: {getattr(self, name)} gives each of the {n_ranks} ranks of a trial "
+                f"{self.gpus_per_trainer:g} GPUs; a rank has one of its own, or none; set gpus_per_trial to "
+                f"{n_ranks}, or to 0"
+            )
+        for setting, kind, asked in self.asked:
             if kind == "GPU" and asked > 1 and asked % 1:
                 all_told = f" x trials_per_actor: {self.trials_per_actor} = {asked:g}"
                 raise ValueError(
@@ -166,23 +184,32 @@ class ComputeConfig:
 
     @property
     def gpus_per_trainer(self) -> float:
-        """Of all trials of an actor together."""
+        """Of a process that trains: of all its trials together, or of its share of one."""
         if self.gpus_per_trial is None:
             return self.gpus_per_actor
-        return round(self.gpus_per_trial * self.trials_per_actor, 4)  # as finely as Ray counts
+        of_actor = self.gpus_per_trial * self.trials_per_actor / self.ranks.n_ranks
+        return round(of_actor, 4)  # as finely as Ray counts
 
     @property
-    def asked(self) -> dict[str, tuple[str, float]]:
-        """What one actor asks for, by setting: the resource, as Ray names it, and how much of it."""
-        return {
-            "cpus_per_actor": ("CPU", float(self.cpus_per_actor)),
-            "gpus_per_actor": ("GPU", self.gpus_per_actor),
-            **(
-                {}
-                if self.gpus_per_trial is None
-                else {"gpus_per_trial": ("GPU", self.gpus_per_trainer)}
-            ),
-        }
+    def ranks(self) -> RankGrid:
+        """`ranks_per_trial` as a grid."""
+        given = self.ranks_per_trial
+        return RankGrid(latents=given) if isinstance(given, int) else given
+
+    @property
+    def asked(self) -> list[tuple[str, str, float]]:
+        """Settings, with what they ask for at once: the resource, as Ray names it, and how much of it."""
+        asked = [
+            ("cpus_per_actor", "CPU", float(self.cpus_per_actor)),
+            ("gpus_per_actor", "GPU", self.gpus_per_actor),
+        ]
+        if self.gpus_per_trial is not None:
+            asked.append(("gpus_per_trial", "GPU", self.gpus_per_trainer))
+        n_ranks = self.ranks.n_ranks
+        if n_ranks > 1:
+            asked.append(("ranks_per_trial", "CPU", float(n_ranks * self.cpus_per_actor)))
+            asked.append(("ranks_per_trial", "GPU", n_ranks * self.gpus_per_trainer))
+        return asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +280,11 @@ class RunConfig:
                 faults[f"groups[{group}]: there is no such group ({bound}); correct the number"] = (
                     None
                 )
+        faults = dict.fromkeys(f"sweep.{fault}" for fault in faults)
+        for _, space in self.sweep.kinds():
+            faults |= dict.fromkeys(indivisible(space, self.train, self.compute.ranks))
         if faults:
-            raise ValueError("\n".join(f"sweep.{fault}" for fault in faults))
+            raise ValueError("\n".join(faults))
 
 
 FREE_SETTINGS = (

@@ -3,15 +3,17 @@
 Ray places every actor by what it asks for. What is here says for how many there is room, so that no more
 are started, and when waiting for room is over. An actor asks plainly, not by a placement group: it has one
 bundle, which is on one node either way, and its request waiting in Ray's queue is what an autoscaler goes by.
+The ranks of a trial are the exception: they have their places all at once, by a placement group of Tune's.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
 from ray._private.state import state
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
@@ -71,6 +73,9 @@ class Placement:
     at_most: int | None = None
     """Actors, whatever there is room for."""
 
+    n_ranks: int = 1
+    """Actors that have their places at once, as a trial's ranks do; they count as one where room is counted."""
+
     @classmethod
     def of(cls, cfg: ComputeConfig, nodes: Nodes) -> "Placement":
         """Of harvesters and evaluators."""
@@ -80,10 +85,12 @@ class Placement:
     def of_trainers(cls, cfg: ComputeConfig, nodes: Nodes) -> "Placement":
         """The same of trainers, which may have a share of a GPU of their own."""
         setting = "gpus_per_actor" if cfg.gpus_per_trial is None else "gpus_per_trial"
-        return cls._of(cfg, nodes, cfg.gpus_per_trainer, setting)
+        return cls._of(cfg, nodes, cfg.gpus_per_trainer, setting, cfg.ranks.n_ranks)
 
     @classmethod
-    def _of(cls, cfg: ComputeConfig, nodes: Nodes, gpus: float, setting: str) -> "Placement":
+    def _of(
+        cls, cfg: ComputeConfig, nodes: Nodes, gpus: float, setting: str, n_ranks: int = 1
+    ) -> "Placement":
         patience = cfg.wait_seconds if cfg.address else 0.0
         return cls(
             cpus=cfg.cpus_per_actor,
@@ -91,6 +98,7 @@ class Placement:
             gpus_setting=setting,
             nodes=nodes,
             patience=patience,
+            n_ranks=n_ranks,
         )
 
     @property
@@ -104,22 +112,34 @@ class Placement:
         return {"CPU": float(self.cpus), "GPU": self.gpus}
 
     @property
-    def selector(self) -> dict[str, str]:
-        """Which nodes it may be on, as Ray's labels say it."""
-        left_out = ",".join(sorted(self.nodes.left_out))
-        return {"ray.io/node-id": f"!in({left_out})"} if left_out else {}
+    def bundles(self) -> list[dict[str, float]]:
+        """What it asks for at once."""
+        return [self.bundle] * self.n_ranks
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where those may be, for a placement group."""
+        return {"bundle_label_selector": [self._selector] * self.n_ranks} if self._selector else {}
 
     @property
     def options(self) -> dict[str, Any]:
-        """Both, for `ray.remote`."""
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "label_selector": self.selector}
+        """What one actor asks for and where it may be, for `ray.remote`."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "label_selector": self._selector}
+
+    @property
+    def _selector(self) -> dict[str, str]:
+        left_out = ",".join(sorted(self.nodes.left_out))
+        return {"ray.io/node-id": f"!in({left_out})"} if left_out else {}
 
     def room(self) -> int:
-        """Actors that the usable nodes hold, were nothing else there."""
-        there = sum(map(self._held_by, self.nodes.usable().values()))
+        """Actors, or trials by ranks, that the usable nodes hold, were nothing else there."""
+        there = self._held_by(self.nodes.usable().values())
         return there if self.at_most is None else min(there, self.at_most)
 
-    def _held_by(self, has: Mapping[str, float]) -> int:
+    def _held_by(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        return sum(map(self._held_by_one, nodes)) // self.n_ranks
+
+    def _held_by_one(self, has: Mapping[str, float]) -> int:
         n = int(has.get("CPU", 0) // self.cpus)
         if self.gpus >= 1:
             n = min(n, int(has.get("GPU", 0) // self.gpus))
@@ -128,23 +148,28 @@ class Placement:
         return n
 
     def wait_for_room(self) -> None:
-        """Until there is room for one actor.
+        """Until there is room for one actor, or for the ranks of one trial.
 
         Raises:
-            UserError: If no node has any, and none comes in time.
+            UserError: If there is none, and none comes in time.
         """
         if self.room():
             return
         if self.patience:
             what = f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+            lacking = f"no node has {what} for an actor"
+            if self.n_ranks > 1:
+                lacking = f"there are not {what} for each of the {self.n_ranks} ranks of a trial"
             self.nodes.tell(
-                f"cluster   no node has {what} for an actor; waiting up to {self.patience:.0f} s for one "
+                f"cluster   {lacking}; waiting up to {self.patience:.0f} s for more nodes "
                 "(compute.wait_seconds)"
             )
-            asked = ray.remote(max_retries=-1, **self.options)(_nothing).remote()
-            if ray.wait([asked], timeout=self.patience)[0]:
-                return
-            ray.cancel(asked)
+            asked = placement_group(self.bundles, **self.where)
+            try:
+                if asked.wait(self.patience):
+                    return
+            finally:
+                remove_placement_group(asked)
         raise self.no_room()
 
     def no_room(self) -> UserError:
@@ -158,6 +183,13 @@ class Placement:
                     f"compute.{setting}: {asked:g} is more than any node of the cluster has, which is "
                     f"{most:g} {kind}s at most{waited}, so no actor can start; lower it or add nodes"
                 )
+        if self.n_ranks > 1 and not self.room():
+            there = sum(map(self._held_by_one, nodes))
+            return UserError(
+                f"compute.ranks_per_trial: {self.n_ranks} is more than the ranks that the cluster has room "
+                f"for, which is {there}{waited} ({self.cpus} CPUs and {self.gpus:g} GPUs each), so no trial "
+                "can start; lower it or add nodes"
+            )
         if not self.room():
             return UserError(
                 f"compute.cpus_per_actor, compute.{self.gpus_setting}: no node of the cluster has "
@@ -170,10 +202,9 @@ class Placement:
         )
 
     def has_room_without(self, node: str) -> bool:
-        """Whether other usable nodes than this one hold an actor."""
-        return any(
-            self._held_by(has) for other, has in self.nodes.usable().items() if other != node
-        )
+        """Whether other usable nodes than this one hold an actor, or the ranks of a trial."""
+        others = (has for other, has in self.nodes.usable().items() if other != node)
+        return self._held_by(others) > 0
 
     def leave_out(self, fault: NodeError) -> None:
         """Use a node no more.
@@ -199,7 +230,3 @@ class Placement:
                 return attempt()
             except NodeError as fault:
                 self.leave_out(fault)
-
-
-def _nothing() -> None:
-    """To have been done is to have had room."""

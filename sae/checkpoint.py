@@ -39,7 +39,7 @@ def save(
     Args:
         folder: Made if absent.
         sae: The autoencoder.
-        extra: Anything JSON can hold: where it came from, how it was trained.
+        extra: Anything JSON can hold: where it came from, how it was trained. Of ranks the first's counts.
     """
     header = {
         "format": FORMAT,
@@ -51,7 +51,7 @@ def save(
     }
     text, folder = json.dumps(header), Path(folder)
     _write(folder / "sae.safetensors", sae, sae.state_dict(), {FORMAT: text})
-    if sae.ranks.batch_rank or sae.ranks.dictionary_rank:
+    if sae.ranks.number:
         return
     partial = folder / "sae.json.partial"
     partial.write_text(json.dumps(header, indent=2) + "\n")
@@ -98,7 +98,8 @@ def save_fit(folder: Path | str, fit: Fit, extra: Mapping[str, Any] | None = Non
     Args:
         folder: Made if absent.
         fit: The training.
-        extra: Anything JSON can hold that must be of the same moment: the data's cursor.
+        extra: Anything JSON can hold that must be of the same moment: the data's cursor. Of ranks the
+            first's counts.
     """
     header = {
         "format": FORMAT,

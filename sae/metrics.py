@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.latents import SparseLatents
+from sae.ranks import Ranks
 
 DENSE_FREQUENCY = 0.1
 """A latent in use on a larger share of tokens is dense: SAEBench's `freq_over_10_percent`."""
@@ -194,6 +195,29 @@ class LatentCounts:
         self.counts += other.counts
         self.energy += other.energy
         return self
+
+    def of_all_ranks(
+        self, held: range, d_sae: int, ranks: Ranks, device: torch.device
+    ) -> "LatentCounts":
+        """The counts of the whole, where each rank has counted the latents that it holds.
+
+        Args:
+            held: By this one.
+            d_sae: Latents of the whole.
+            ranks: Who share them.
+            device: That the ranks exchange tensors on.
+        """
+        whole = LatentCounts(d_sae)
+        whole.n_tokens = self.n_tokens
+        for total, mine in ((whole.counts, self.counts), (whole.energy, self.energy)):
+            total[held.start : held.stop] = mine
+            total.copy_(ranks.over_latents(total.to(device)))
+        return whole
+
+    @property
+    def l0(self) -> float:
+        """Mean latents in use per token seen: `ReconstructionMetrics.l0`, of these counts."""
+        return float(self.counts.sum()) / max(self.n_tokens, 1)
 
     @property
     def dead_fraction(self) -> float:

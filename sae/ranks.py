@@ -28,9 +28,22 @@ class Ranks:
     batch_rank: int = 0
     """Which of these this one is."""
 
+    @property
+    def number(self) -> int:
+        """This one's among all; 0 is the first, which writes what is written once."""
+        return self.batch_rank * self.n_dictionary + self.dictionary_rank
+
     def share(self, n: int) -> range:
         """Which of n consecutive heads, or latents, this rank holds."""
         return range(n)
+
+    def part(self, n_tokens: int) -> slice:
+        """Which tokens of a batch this rank is given."""
+        return slice(n_tokens)
+
+    def of_first(self, number: int) -> int:
+        """What the first rank gives, on all: clocks differ, and so may what is seen of files."""
+        return number
 
     def together(self, x: Tensor | None = None) -> AbstractContextManager[None]:
         """Around what may raise: if it does on one rank, it does on all, so that none is left waiting.

@@ -26,6 +26,10 @@ _NAMES = {
 }
 
 
+_LENGTH = 8
+"""Bytes that say how long the file's head is, and stand before it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldRows:
     """Which rows of a tensor a rank holds."""
@@ -50,7 +54,7 @@ def write(
         path: On a file system that all ranks share; replaced once all of it is written.
         tensors: What this rank holds, on any device.
         held: Which rows these are; of tensors it doesn't name all ranks hold the whole.
-        metadata: The file's.
+        metadata: The file's; the first rank's counts.
         ranks: Who writes.
 
     Raises:
@@ -69,7 +73,7 @@ def write(
                 file.truncate(len(header) + sum(n_bytes for _, n_bytes in places.values()))
     with ranks.together():
         if writes:
-            _write_rows(partial, tensors, held, places, len(header), first=first)
+            _write_rows(partial, tensors, held, places, first=first)
     with ranks.together():
         if first:
             os.replace(partial, path)
@@ -80,7 +84,6 @@ def _write_rows(
     tensors: Mapping[str, Tensor],
     held: Mapping[str, HeldRows],
     places: Mapping[str, tuple[int, int]],
-    origin: int,
     *,
     first: bool,
 ) -> None:
@@ -89,6 +92,9 @@ def _write_rows(
             f"{partial}, which another rank began, is not there for this one; ranks write one file "
             "together; give a path on a file system that all of them share"
         )
+    with partial.open("rb") as head:
+        origin = _LENGTH + int.from_bytes(head.read(_LENGTH), "little")
+    # Nothing may be read through this one: its buffer would then write back what others have changed.
     with partial.open("r+b") as file:
         for name, tensor in tensors.items():
             rows = tensor.detach().contiguous()
@@ -131,7 +137,7 @@ def _layout(
         end += n_bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, places
+    return len(text).to_bytes(_LENGTH, "little") + text, places
 
 
 def read(file: Any, held: Mapping[str, HeldRows]) -> dict[str, Tensor]:

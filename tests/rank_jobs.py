@@ -1,4 +1,4 @@
-"""What the ranks of tests/test_sae_parallel.py do; the same functions, alone, are what they are held against."""
+"""What the ranks of tests do; the same functions, alone, are what they are held against."""
 
 import dataclasses
 from collections import Counter
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from actors.bundle import Bundle
+from actors.trial import Trial
 from sae import (
     DivergenceError,
     Fit,
@@ -29,7 +31,7 @@ def made(cfg: SaeConfig, fit_cfg: FitConfig, ranks: Ranks, dtype=torch.float64) 
 
 
 def share_of(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.chunk(ranks.n_batch)[ranks.batch_rank]
+    return tensor[ranks.part(len(tensor))]
 
 
 def silence(fit: Fit, latents: range) -> None:
@@ -186,3 +188,16 @@ def refusal(cfg: SaeConfig, n_dictionary: int) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def trial_trained(trial: Trial, n_dictionary: int | None, until: int | None = None) -> dict:
+    """What the last report of a trial's bundle was, after it has ended, or come to a step and paused."""
+    ranks = ALONE if n_dictionary is None else ParallelRanks(n_dictionary)
+    bundle, told = Bundle([trial], ranks=ranks), {}
+    while not bundle.is_over and bundle.step != until:
+        told |= bundle.advance(3 - bundle.step % 3).get(trial.id, {})
+    for failure in bundle.failures.values():
+        raise failure
+    if not bundle.is_over:
+        bundle.pause()
+    return told

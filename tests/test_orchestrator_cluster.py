@@ -1,6 +1,7 @@
 """The pool of actors, on a real Ray."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_a_job_that_ends_every_process_is_given_up(pool: Pool, tmp_path: Path):
 
 
 def test_an_actor_too_large_for_the_cluster_is_refused(pool: Pool):
+    asked: dict[str, Any]
     for asked, told in (
         (
             {"cpus_per_actor": 64},
@@ -87,6 +89,11 @@ def test_an_actor_too_large_for_the_cluster_is_refused(pool: Pool):
     ):
         with pytest.raises(UserError, match=told):
             Placement.of(ComputeConfig(cpus=2, **asked), NODES).wait_for_room()
+    two, three = (ComputeConfig(cpus=2, ranks_per_trial=n) for n in (2, 3))
+    Placement.of_trainers(two, NODES).wait_for_room()
+    assert (Placement.of(two, NODES).room(), Placement.of_trainers(two, NODES).room()) == (2, 1)
+    with pytest.raises(UserError, match=r"^compute\.ranks_per_trial: 3 is more .* which is 2 "):
+        Placement.of_trainers(three, NODES).wait_for_room()
     shared = ComputeConfig(cpus=2, gpus_per_trial=0.5, trials_per_actor=4)
     with pytest.raises(UserError, match=r"^compute\.gpus_per_trial: 2 is more .* 0 GPUs at most"):
         Placement.of_trainers(shared, NODES).wait_for_room()

@@ -128,6 +128,21 @@ def test_float32_selects_the_same_and_loses_the_same(groups, tmp_path):
         assert_same_training(ours, one, rel=2e-5)
 
 
+@pytest.mark.parametrize("name", ["dense topk", "kron nested batch", "dense jumprelu"])
+def test_a_batch_that_cannot_be_divided_is_the_same_step(groups, tmp_path, name):
+    (x, layer), *rest = batches(4)
+    jobs = (shape(name), FitConfig(lr=3e-3), [(x, layer), (x[:37], layer[:37]), *rest])
+    one = trained(*jobs, tmp_path / "one")
+    ours = groups[4](trained, *jobs, tmp_path / "many", 2)
+    for step, expected in enumerate(one[0]):
+        for key, value in expected.items():
+            assert ours[0][0][step][key] == pytest.approx(value, rel=1e-6, abs=1e-6), (step, key)
+    expected, found = (load_file(tmp_path / who / "fit.safetensors") for who in ("one", "many"))
+    # All but how long a latent was not in use, which counts such a batch as often as it was given.
+    for key in expected.keys() - {"firing.tokens_since"}:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-7, atol=1e-7, msg=key)
+
+
 @pytest.mark.parametrize("silent", [range(16), range(48, 64)])
 def test_auxk_trains_dead_latents_that_only_one_rank_holds(groups, tmp_path, silent):
     jobs = (shape(k=12), FIT, list(batches(5)))

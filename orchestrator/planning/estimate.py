@@ -23,7 +23,8 @@ CALIBRATION_SECONDS = 10.0
 class Estimate:
     """Seconds of the long stages, and the rates they come from. Start-up is not counted.
 
-    Every trial is taken to be trained to the end, and to be as wide as its kind of encoder can be.
+    Every trial is taken to be trained to the end, and to be as wide as its kind of encoder can be; n ranks that
+    share one to be n times as fast, which counts nothing for what they exchange.
     """
 
     harvest: float

@@ -95,19 +95,23 @@ def trainer(
 ) -> ActorMemory:
     """A trainer of the largest autoencoders: their state, a step, and a window of chunks.
 
-    Chunks that `n_trainers` at a time share are not counted: `shared_bytes` has them.
+    Where ranks share an autoencoder, one of them. Chunks that `n_trainers` at a time share are not counted: `shared_bytes` has them.
     """
     largest = max(corners(cfg, shape.d_model), key=lambda sae: (sae.n_parameters, sae.k))
-    weights = largest.n_parameters * _FLOAT
+    grid = cfg.compute.ranks
+    # All ranks hold the bias of the decoder, and each its share of the rest.
+    held = -(-(largest.n_parameters - largest.d_model) // grid.latents) + largest.d_model
+    weights = held * _FLOAT
     # Weights and two moments of each, gradients of one; a checkpoint copies all but the gradients.
     state = (3 * cfg.compute.trials_per_actor + 1) * weights
     copy = 3 * weights
-    tokens = largest_batch(cfg)
+    batch = largest_batch(cfg)
+    tokens = -(-batch // grid.batch)
     has_auxk = cfg.train.auxk_coefficient > 0 or cfg.sweep.vary.train.auxk_coefficient is not None
     entries = tokens * (largest.k + auxk_size(shape.d_model) * has_auxk // 4)
     step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES + _SCORE_BYTES
     in_place = not shares_chunks(cfg) or n_trainers > 1
-    window = _windows_bytes(cfg, train, in_place) + 2 * tokens * shape.d_model * _FLOAT
+    window = _windows_bytes(cfg, train, in_place) + 2 * batch * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_trainer:
         return ActorMemory(host=window + copy, device=state + copy + step)
     return ActorMemory(host=window + state + max(copy, step), device=0)

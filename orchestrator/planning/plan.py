@@ -57,7 +57,7 @@ class Plan:
     """Peak memory of one harvester, grouper, trainer and evaluator."""
 
     n_actors: dict[str, int]
-    """How many of each work at a time, on this machine or as configured."""
+    """How many of each work at a time, on this machine or as configured; trainers by processes."""
 
     shared_bytes: int
     """Of chunks that trainers on this machine share, beside what each has for itself."""
@@ -193,9 +193,16 @@ def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dic
     return {
         "harvester": min(cfg.compute.harvesters or room, room, shards),
         "grouper": 1,
-        "trainer": min(room, -(-n_trials // cfg.compute.trials_per_actor)),
+        "trainer": _n_trainers(cfg, room, n_trials),
         "evaluator": room,
     }
+
+
+def _n_trainers(cfg: RunConfig, room: int, n_trials: int) -> int:
+    """Processes; all ranks of a trial have their place at once."""
+    n_ranks = cfg.compute.ranks.n_ranks
+    at_once = max(1, room // n_ranks)
+    return n_ranks * min(at_once, -(-n_trials // cfg.compute.trials_per_actor))
 
 
 def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
@@ -221,12 +228,16 @@ def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
 
 
 def _refuse_gpus(cfg: RunConfig, there: int) -> None:
-    for setting, (kind, asked) in cfg.compute.asked.items():
+    for setting, kind, asked in cfg.compute.asked:
         if kind == "GPU" and asked > there:
             raise UserError(
-                f"compute.{setting}: an actor asks for {asked:g} GPUs, and this machine has {there}; "
+                f"compute.{setting}: {_asker(setting)} for {asked:g} GPUs, and this machine has {there}; "
                 "lower it (0 computes on the CPU), or name a cluster that has them in compute.address"
             )
+
+
+def _asker(setting: str) -> str:
+    return "the ranks of a trial ask" if setting == "ranks_per_trial" else "an actor asks"
 
 
 _LOWER = {

@@ -38,11 +38,13 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
         yield
         return
     places = pool.placement.room()
-    n_actors = min(session.cfg.compute.harvesters or places // 2, places - 1)
+    n_ranks = session.cfg.compute.ranks.n_ranks
+    n_actors = min(session.cfg.compute.harvesters or places // 2, places - n_ranks)
     if n_actors < 1:
         raise UserError(
             "harvest.disk_budget: harvesters and trainers work at the same time, and there is room for "
-            "one actor; raise compute.cpus, lower compute.cpus_per_actor, or leave disk_budget out"
+            f"{places} actors, of which a trial takes {n_ranks}; raise compute.cpus, lower "
+            "compute.cpus_per_actor, or leave disk_budget out"
         )
     harvesters = Pool(replace(pool.placement, at_most=n_actors), pool.storage)
     harvesters.start()

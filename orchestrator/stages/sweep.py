@@ -36,6 +36,7 @@ from orchestrator.sweeps.candidates import Candidate, candidates
 from orchestrator.sweeps.chunk_keeper import keeping_chunks
 from orchestrator.sweeps.data_wait import waiting
 from orchestrator.sweeps.places import Places
+from orchestrator.sweeps.rank_process import Workplace
 from orchestrator.sweeps.scheduler import LikeWithLike
 from orchestrator.sweeps.suggestions import Suggestions
 from orchestrator.sweeps.sweep_report import Report
@@ -229,10 +230,14 @@ def _tune(
         chosen, space = {}, {"trials": tune.grid_search(together)}
     trainable = tune.with_parameters(
         TuneTrial,
-        storage=SharedStorage.of(session.run),
-        device=placement.device,
-        n_threads=placement.cpus,
-        shared=shared,
+        workplace=Workplace(
+            storage=SharedStorage.of(session.run),
+            device=placement.device,
+            n_threads=placement.cpus,
+            shared=shared,
+            grid=session.cfg.compute.ranks,
+        ),
+        gpus=placement.gpus,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, _resources(placement)),
@@ -277,6 +282,7 @@ def _tune(
 
 def _resources(placement: Placement) -> tune.PlacementGroupFactory:
     """Of one bundle of trials; Tune asks by placement groups, whose requests an autoscaler goes by."""
-    selector = placement.selector
-    where: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
-    return tune.PlacementGroupFactory([placement.bundle], **where)
+    several = len(placement.bundles) > 1
+    # Ranks have a place each, near one another; who starts them needs none.
+    places: list[dict[str, float]] = [{}, *placement.bundles] if several else placement.bundles
+    return tune.PlacementGroupFactory(places, **placement.where)

@@ -9,35 +9,46 @@ from actors.bundle import Bundle
 from actors.trial import Trial
 from orchestrator.errors import UserError
 from orchestrator.node_error import blaming_this_node
-from orchestrator.shared_storage import SharedStorage
-from storage.chunk_source import ChunkSource
+from orchestrator.sweeps.rank_group import RankGroup
+from orchestrator.sweeps.rank_process import Workplace
 from storage.errors import StoreError
 
 REPORTS_PER_TRIAL = 20
 
 
 class TuneTrial(tune.Trainable):
-    """A `Bundle` as Ray Tune wants it; the process is kept from one to the next.
+    """A `Bundle` as Ray Tune wants it; the process is kept from one to the next, and so are its ranks.
 
     A report is `{"reports": by trial what its trainer reports, "failed": ids, "done": whether all ended}`.
     """
 
+    _ranks: RankGroup | None = None
+    """Where trials have several."""
+
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride] (tune.with_parameters)
         self,
         config: dict[str, Any],
-        storage: SharedStorage,
-        device: str,
-        n_threads: int,
-        shared: ChunkSource | None,
+        workplace: Workplace,
+        gpus: float,
     ) -> None:
         """Begin or continue the trials that the configuration holds, where the run directory is seen."""
         with blaming_this_node(UserError, StoreError):
-            storage.check()
+            workplace.storage.check()
         trials: tuple[Trial, ...] = config["trials"]
         self._stride = math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL)
         with blaming_this_node(StoreError, OSError):
-            self._bundle = Bundle(trials, device, n_threads, shared)
+            self._bundle = self._begun(trials, workplace, gpus)
         self._continues = self._bundle.step > 0
+
+    def _begun(
+        self, trials: tuple[Trial, ...], workplace: Workplace, gpus: float
+    ) -> Bundle | RankGroup:
+        if workplace.grid.n_ranks == 1:
+            return Bundle(trials, workplace.device, workplace.n_threads, workplace.shared)
+        if self._ranks is None:
+            self._ranks = RankGroup(workplace, gpus)
+        self._ranks.begin(trials)
+        return self._ranks
 
     def step(self) -> dict[str, Any]:
         """Train up to the next report; after the last one of a trial its result is there.
@@ -65,6 +76,11 @@ class TuneTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the trainers began where their own checkpoints were."""
+
+    def cleanup(self) -> None:
+        """End the ranks: this process may be ended much later."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take over other trials in the same process."""

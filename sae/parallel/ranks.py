@@ -16,6 +16,10 @@ from sae.ranks import Ranks
 from sae.selection import Selection
 
 
+class RefusedElsewhereError(ValueError):
+    """Another rank has refused this, and it is that one's error which says why."""
+
+
 class ParallelRanks(Ranks):
     """All ranks of torch.distributed's process group; rank b*n_dictionary + a holds piece a.
 
@@ -73,9 +77,28 @@ class ParallelRanks(Ranks):
         rank, size = self.dictionary_rank, self.n_dictionary
         return range(n * rank // size, n * (rank + 1) // size)
 
+    def part(self, n_tokens: int) -> slice:
+        """Which tokens of a batch this rank is given: as many as every other, or else all of them.
+
+        What can't be divided evenly, as the last batch of an epoch, all ranks are given whole. Loss,
+        gradients and selections are then of each token n_batch times, which is the same step; but
+        `Firing` counts its tokens as often.
+        """
+        if n_tokens % self.n_batch:
+            return slice(n_tokens)
+        size = n_tokens // self.n_batch
+        return slice(self.batch_rank * size, (self.batch_rank + 1) * size)
+
+    def of_first(self, number: int) -> int:
+        """What the first rank gives, on all."""
+        given = torch.zeros((), dtype=torch.int64, device=self.device)
+        if self.number == 0:
+            given.fill_(number)
+        return int(self._all.reduce(given))
+
     @contextmanager
     def together(self, x: Tensor | None = None) -> Iterator[None]:
-        """As for one process; whoever did not raise itself raises a ValueError that says another did."""
+        """As for one process; whoever did not raise itself raises `RefusedElsewhereError`."""
         error: Exception | None = None
         try:
             yield
@@ -94,7 +117,7 @@ class ParallelRanks(Ranks):
             raise error
         failed, most, least, *sums = same.tolist()
         if failed:
-            raise ValueError("another rank has refused this; its own message says why")
+            raise RefusedElsewhereError("another rank has refused this; its own message says why")
         self._refuse_unlike(most, -least, sums)
 
     def _refuse_unlike(self, most: float, least: float, sums: list[float]) -> None:
