@@ -137,6 +137,6 @@ def test_what_no_node_has_is_an_error_after_the_stated_time_and_a_node_that_come
                         Counter, (Path(),), "square", [(1,)]
                     )
                 ]
-            assert "waiting up to 3 s for one (compute.wait_seconds)" in heard[0]
+            assert "waiting up to 3 s for more nodes (compute.wait_seconds)" in heard[0]
             there.add(cpus=2, gpus=1)
             waiting(gpus_per_actor=1.0, cpus_per_actor=2, wait_seconds=120.0).wait_for_room()
