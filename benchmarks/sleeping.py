@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from actors.trial import Trial
-from orchestrator.shared_storage import SharedStorage
+from orchestrator.sweeps.rank_process import Workplace
 from orchestrator.sweeps.tune_trial import REPORTS_PER_TRIAL, TuneTrial
 from storage.activations import ActivationStore
-from storage.chunk_source import ChunkSource
 from storage.encoding import EncodedRows
 from storage.files import write_file
 
@@ -109,13 +108,11 @@ class SleepingTrial(TuneTrial):
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         config: dict[str, Any],
-        storage: SharedStorage,
-        device: str,
-        n_threads: int,
-        shared: ChunkSource | None,
+        workplace: Workplace,
+        gpus: float,
     ) -> None:
         """Begin when all are there."""
-        storage.check()
+        workplace.storage.check()
         [trial] = config["trials"]
         beside = trial.folder.parent
         self._stride = math.ceil(trial.n_steps / REPORTS_PER_TRIAL)
