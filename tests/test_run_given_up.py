@@ -139,6 +139,7 @@ def test_a_run_killed_under_optuna_ends_with_the_trials_it_had(
     assert all(group["best"]["stopped_at"] is None for group in summary["groups"])
 
 
+@pytest.mark.crash
 def test_trials_that_diverge_are_given_up_there_and_the_others_win(
     tmp_path: Path, finished: tuple[Path, str]
 ):
