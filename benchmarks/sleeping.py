@@ -93,6 +93,7 @@ class SleepingBundle:
             layers = {str(layer): 0.5 for layer in self._trial.layers}
             result = {**self._trial.settings(), "fvu_per_layer": layers, "stopped_at": None}
             result |= {"fvu": 0.5, "l0": 8.0, "dead_fraction": 0.0, "seconds": 1.0}
+            result["data_wait_fraction"] = 0.0
             result["tokens"] = self.step * self._trial.fit.batch_tokens
             write_file(self._trial.result_file, [json.dumps(result).encode()])
             report[self._trial.id] = {**row, "result": result}
