@@ -181,11 +181,21 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     _be_quiet()
     sys.excepthook = _print_redacted
-    from actors.errors import InputError
-    from orchestrator import verbs
-    from orchestrator.errors import UserError
-    from orchestrator.redaction import redacted
-    from storage.errors import StoreError
+    try:
+        from actors.errors import InputError
+        from orchestrator import verbs
+        from orchestrator.errors import UserError
+        from orchestrator.redaction import redacted
+        from storage.errors import StoreError
+    except (
+        ModuleNotFoundError
+    ) as error:  # such as a Ray that was started outside of Strata's environment
+        sys.stderr.write(
+            f"strata: {sys.executable} has no {error.name}, which Strata needs; install Strata with it "
+            "(`pip install -e .`), or have PATH find the environment that has both first, on a cluster when "
+            "`ray start` is given\n"
+        )
+        return 2
 
     try:
         status = getattr(verbs, args.verb)(args)

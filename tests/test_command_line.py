@@ -233,3 +233,16 @@ def test_a_port_that_is_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def test_a_report_of_a_run_that_is_not_finished(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert "holds no finished run" in refusal(capsys, "report", write_config(tmp_path))
+
+
+def test_a_python_without_the_libraries_says_so():
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "orchestrator", "status", "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert " has no rich, which Strata needs; install" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -310,6 +310,7 @@ def test_what_the_door_lets_through_can_be_built(
         ),
         ({"search": {"method": "bayes"}}, "sweep.search.method: 'bayes'", 1),
         ({"stop": {"method": "asha", "grace": 1}}, "sweep.stop.grace: 1", 1),
+        ({"stop": {"method": "asha", "grace": 1e-10}}, "sweep.stop.grace: 1e-10", 1),
         ({"stop": {"method": "asha", "reduction": 1}}, "sweep.stop.reduction: 1", 1),
         ({"groups": [{"k": [4]}]}, "sweep.groups: [{'k': [4]}] is no mapping of group numbers", 1),
         ({"groups": {0: {"kk": [4]}}}, "sweep.groups[0].kk: is not a setting; did you mean k?", 1),

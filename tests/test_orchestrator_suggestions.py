@@ -9,7 +9,8 @@ from ray.tune.search import Searcher
 
 from actors.trial import Trial
 from orchestrator.config import RunConfig
-from orchestrator.sweeps.candidates import Candidate
+from orchestrator.errors import UserError
+from orchestrator.sweeps.candidates import Candidate, candidates
 from orchestrator.sweeps.suggestions import Suggestions
 from storage.hygiene import Hygiene, RowFilter
 from tests.test_orchestrator_config_file import changed, load
@@ -130,6 +131,17 @@ def test_a_finite_space_can_be_suggested_whole(tmp_path: Path):
     for i in range(6):
         ended(searcher, str(i), suggested(searcher, str(i)))
     assert len({trial.id for trial in searcher.trials}) == 6
+
+
+@pytest.mark.parametrize("method", ["random", "optuna"])
+def test_ranges_too_narrow_for_the_trials_are_told_before_anything_starts(
+    tmp_path: Path, method: str
+):
+    narrow = {"train": {"lr": {"min": 1e-3, "max": 1.001e-3}}}
+    search = {"method": method, "trials": 3}
+    cfg = space(tmp_path, k=[4], encoders=["dense"], vary=narrow, search=search)
+    with pytest.raises(UserError, match=r"^sweep\.search\.trials: 3 are .* 2 different ones were"):
+        list(candidates(cfg, 0, D_MODEL))
 
 
 def test_another_seed_suggests_others(cfg: RunConfig, tmp_path: Path):

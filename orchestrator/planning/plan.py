@@ -177,9 +177,10 @@ def _trial_bytes(cfg: RunConfig, shape: ModelShape, group: int) -> int:
 
     What Optuna will suggest is not known: each of its trials is taken to be the largest there can be.
     """
+    known = [trial_bytes(found.sae) for found in candidates(cfg, group, shape.d_model)]
     if cfg.sweep.search.method == "optuna":
         return n_candidates(cfg, group) * max(map(trial_bytes, corners(cfg, shape.d_model, group)))
-    return sum(trial_bytes(found.sae) for found in candidates(cfg, group, shape.d_model))
+    return sum(known)
 
 
 def trial_bytes(sae: SaeConfig) -> int:

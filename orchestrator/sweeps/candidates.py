@@ -54,15 +54,20 @@ def candidate(
 def candidates(cfg: RunConfig, group: int, d_model: int) -> Iterator[Candidate]:
     """All of a group, in a fixed order: the grid, or the draws that the seed decides.
 
-    What Optuna suggests is not known beforehand: of it there is nothing here.
+    What Optuna suggests is not known beforehand: of it there is nothing here, but that there can be as many.
+
+    Raises:
+        UserError: If ranges hold fewer different numbers than trials are wanted.
     """
     k, space = cfg.sweep.of_group(group)
     for number, _ in k.ends:
         if cfg.sweep.search.method == "grid":
             choices = space.grid()
             yield from (candidate(cfg, group, number, space, c, d_model) for c in choices)
-        elif cfg.sweep.search.method == "random":
-            yield from _drawn(cfg, group, number, space, d_model)
+            continue
+        drawn = _drawn(cfg, group, number, space, d_model)
+        if cfg.sweep.search.method == "random":
+            yield from drawn
 
 
 def _drawn(cfg: RunConfig, group: int, k: int, space: Space, d_model: int) -> Sequence[Candidate]:

@@ -108,7 +108,7 @@ class StopConfig:
     method: Literal["none", "asha", "median"] = "none"
     """Never; when it is not among the best at a rung; or when it is worse than the median of the others."""
 
-    grace: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    grace: Annotated[float, Field(ge=0.001, lt=1)] = 0.1
     """Share of its steps that every trial is given; with asha the first rung."""
 
     reduction: Annotated[float, Field(ge=1.1, le=1000)] = 3.0
