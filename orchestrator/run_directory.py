@@ -1,6 +1,7 @@
 """Where everything of a run lies, and what makes it belong to one configuration."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from orchestrator.errors import UserError
 from storage.files import write_file
 from storage.metadata import has_metadata
 from storage.places import Place, place
+
+_SENT = re.compile(r"[^\s'\"]*/working_dir_files/_ray_pkg_[0-9a-f]+/")
+"""Where Ray puts what `strata submit` sends: elsewhere on another cluster, or once a file of it has changed."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ class RunDirectory:
             return
         changed = [
             difference
-            for difference in config_file.differences(_completed(there), yaml.safe_load(dumped))
+            for difference in config_file.differences(
+                _completed(_SENT.sub("", there)), yaml.safe_load(_SENT.sub("", dumped))
+            )
             if not _is_free(difference[0])
         ]
         made = has_metadata(self.tokens) or has_metadata(self.pilot)

@@ -65,6 +65,20 @@ def test_compute_and_tracking_may_change(cfg: RunConfig):
     )
 
 
+def test_what_was_sent_with_a_job_may_be_unpacked_elsewhere_the_next_time(cfg: RunConfig):
+    def sent(session: str, package: str, name: str) -> RunConfig:
+        folder = f"/tmp/{session}/runtime_resources/working_dir_files/_ray_pkg_{package}"
+        return dataclasses.replace(
+            cfg, model=dataclasses.replace(cfg.model, name=f"{folder}/{name}")
+        )
+
+    RunDirectory.claim(sent("one", "0deb0ea9", "models/a")).tokens.write("zarr.json", [b"{}"])
+    run = RunDirectory.claim(sent("two", "1f", "models/a"))
+    assert "/tmp/two/" in run.config.read_text()
+    with pytest.raises(UserError, match=r"model\.name: 'models/a' there, 'models/b' now"):
+        RunDirectory.claim(sent("two", "1f", "models/b"))
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
