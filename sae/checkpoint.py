@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from sae import row_file
+from sae import row_file, tensor_file
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
 from sae.fit import Fit
@@ -184,7 +183,7 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata)
+    tensor_file.save(contiguous, partial, metadata)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -85,6 +85,7 @@ def cards(groups: list[dict[str, Any]]) -> dict[str, Any]:
         "n_layers": sum(len(g["layers"]) for g in groups),
         "grouped": {**bill, "autoencoder_flops": 1e12, "total_flops": 3e12},
         "per_layer": {**bill, "autoencoder_flops": 3.5e12, "total_flops": 5.5e12},
+        "pilot_flops": 2e11,
         "saved": 0.45,
         "saved_training": 0.71,
         "saved_published": 0.5,

@@ -77,3 +77,9 @@ def test_folders_without_a_readable_autoencoder_are_refused(tmp_path):
     save_file({"w": torch.ones(2)}, path, {"strata-sae": json.dumps({"version": 99})})
     with pytest.raises(ValueError, match="version 99; this Strata reads up to 1"):
         load(tmp_path)
+
+
+def test_who_may_read_the_description_may_read_the_weights(tmp_path):
+    save(tmp_path, make(), {})
+    modes = [(tmp_path / name).stat().st_mode for name in ("sae.json", "sae.safetensors")]
+    assert modes[0] == modes[1]

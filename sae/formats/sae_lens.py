@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sae import tensor_file
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
 from sae.formats.affine import affine, oriented, read_config, read_tensors, size, sized, take
@@ -74,7 +74,7 @@ def write(folder: Path, sae: SparseAutoencoder, about: Description) -> None:
         "metadata": _metadata(about),
     }
     contiguous = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / WEIGHTS)
+    tensor_file.save(contiguous, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 

@@ -6,8 +6,7 @@ What it holds: TopK of ReLU(encoder(x - b_dec)), and nothing else. A threshold c
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from sae import tensor_file
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape
 from sae.formats.affine import affine, oriented, read_config, read_tensors, size, take
@@ -59,7 +58,8 @@ def write(folder: Path, sae: SparseAutoencoder, about: Description) -> None:
         "transcode": False,
         "d_in": sae.cfg.d_model,
     }
-    save_file({n: t.detach().float().contiguous() for n, t in tensors.items()}, folder / WEIGHTS)
+    contiguous = {n: t.detach().float().contiguous() for n, t in tensors.items()}
+    tensor_file.save(contiguous, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
