@@ -22,13 +22,11 @@ def headline(
         figure and what it is.
     """
     groups = data["groups"]
-    n_covered = sum(len(group["layers"]) for group in groups)
     best = [group["best"] for group in groups]
     recovered = [v for b in best for v in b["ce_recovered"].values()]
     unexplained = [b["fvu"] for b in best]
     seconds = sum(data["stage_seconds"].values())
     what = "autoencoder" if len(groups) == 1 else "autoencoders"
-    of = "" if n_covered == data["n_layers"] else f" of {data['n_layers']}"
     sentences = [
         f"The best autoencoder of each group leaves {_range(unexplained, '.1%')} of the variance of unseen "
         f"activations unexplained at {_range([b['l0'] for b in best], '.0f')} latents per token"
@@ -42,7 +40,7 @@ def headline(
         + f", and all stages took {duration(seconds)}.",
     ]
     tiles = [
-        (f"{len(groups)} / {n_covered}", f"{what} / layers"),
+        (f"{len(groups)} / {_n_covered(data)}", f"{what} / layers"),
         (f"{sum(unexplained) / len(groups):.3f}", "mean FVU of the best ↓"),
         *([(f"{min(recovered):.3f}", "CE recovered, worst layer ↑")] if recovered else []),
         (duration(seconds), "in all stages"),
@@ -53,7 +51,7 @@ def headline(
     else:
         tiles.append((f"{data['n_trials']}", "trials"))
     return {
-        "title": f"{len(groups)} sparse {what} for {n_covered}{of} layers of {_name(cfg)}",
+        "title": f"{len(groups)} sparse {what} for {covered(data)} layers of {_name(cfg)}",
         "sentences": sentences,
         "advice": [g["advice"] for g in cards["groups"] if g["advice"]] if cards else [],
         "tiles": tiles,
@@ -85,3 +83,13 @@ def _name(cfg: Mapping[str, Any]) -> str:
     if not path.is_absolute() and len(path.parts) <= 2:  # of the Hub
         return str(path)
     return path.parent.name if path.name in ("model", "checkpoint") else path.name
+
+
+def covered(data: Mapping[str, Any]) -> str:
+    """How many layers the groups of a summary hold, and `of` how many, where that is more."""
+    n = _n_covered(data)
+    return f"{n}" if n == data["n_layers"] else f"{n} of {data['n_layers']}"
+
+
+def _n_covered(data: Mapping[str, Any]) -> int:
+    return sum(len(group["layers"]) for group in data["groups"])

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.labels import encoder_label
+from orchestrator.pages.headline import covered
 from orchestrator.sweeps.front import AIMS
 
 FRONT_ROWS = 8
@@ -38,10 +39,8 @@ def show(console: Console, data: Mapping[str, Any], pareto: Mapping[str, Any]) -
     console.print(table)
     console.print(front_table(pareto))
     seconds = data["stage_seconds"]
-    n_covered = sum(len(group["layers"]) for group in data["groups"])
-    of = "" if n_covered == data["n_layers"] else f" of {data['n_layers']}"
     console.print(
-        f"{len(data['groups'])} groups over {n_covered}{of} layers (AMAD {data['amad']:.3f}), "
+        f"{len(data['groups'])} groups over {covered(data)} layers (AMAD {data['amad']:.3f}), "
         f"{data['n_trials']} trials, {sum(seconds.values()):.0f} s: "
         + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
         "FVU: mean over the group's layers on unseen documents, lower is better; * is the group's best.",
