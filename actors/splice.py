@@ -10,6 +10,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -88,6 +89,10 @@ def splice(
             are of another shape than its tokens.
     """
     edits = edits or {}
+    if not hasattr(model, "config") or not hasattr(model, "base_model"):
+        raise InputError(
+            f"model: {type(model).__name__} is no transformers model; give what from_pretrained returns"
+        )
     if site not in SITES:
         raise InputError(f"site: {site!r} is no place in a block; give one of {', '.join(SITES)}")
     text = model.config.get_text_config()
@@ -227,7 +232,7 @@ def _mask(rows: Tensor | np.ndarray | Rows | None, layer: int, output: Tensor) -
     tokens = output.shape[:-1]
     if rows is None:
         return torch.ones(tokens, dtype=torch.bool, device=output.device)
-    keep = rows(layer, output) if callable(rows) else torch.as_tensor(rows)
+    keep = torch.as_tensor(rows(layer, output) if callable(rows) else rows)
     flat = (
         len(tokens) == 1 and keep.numel() == tokens.numel()
     )  # some blocks have no sequences any more
@@ -245,11 +250,22 @@ def _check(
     n_layers: int,
     d_model: int,
 ) -> None:
+    if not isinstance(saes, Mapping):
+        raise InputError(
+            f"saes: {type(saes).__name__} does not say which layers; give a dictionary from layer to "
+            "autoencoder, such as {3: sae}"
+        )
     for layer, sae in saes.items():
-        if not isinstance(layer, int) or not 0 <= layer < n_layers:
+        is_number = isinstance(layer, Integral) and not isinstance(layer, bool)
+        if not is_number or not 0 <= layer < n_layers:
             raise InputError(
                 f"saes: there is no layer {layer!r}; the model has {n_layers}, counted from 0; give "
                 f"0 to {n_layers - 1}"
+            )
+        if not isinstance(sae, SparseAutoencoder):
+            raise InputError(
+                f"saes[{layer}] is {type(sae).__name__} and no autoencoder; give a SparseAutoencoder: "
+                "sae.load reads one from a trial's folder"
             )
         if sae.d_model != d_model:
             raise InputError(

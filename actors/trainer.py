@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from actors.allocator import keep_freed_memory
+from actors.errors import InputError
 from actors.feed import Feed, Given
 from actors.fidelity import reconstruction_quality
 from actors.trial import Trial
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
 from sae.fit import DivergenceError, Fit, StepReport
+from sae.integrity import DamagedError
 from sae.ranks import ALONE, Ranks
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
@@ -206,7 +208,13 @@ class Trainer:
         return self._feed.at(self.cursor).part_of(self._ranks)
 
     def _resume(self) -> None:
-        state = checkpoint.load_fit(self.trial.folder, self._fit)
+        try:
+            state = checkpoint.load_fit(self.trial.folder, self._fit)
+        except DamagedError as error:
+            raise InputError(
+                f"{error.path} is damaged ({error.fault}); the trial {self.trial.id} would go on from there; "
+                "delete that file, and the same command trains it from its begin"
+            ) from error
         self.cursor = Cursor(**state["cursor"])
         self._seconds, self._waited = state["seconds"], state["waited"]
         self._rows = [row for row in self.trial.rows if row["step"] <= self.step]

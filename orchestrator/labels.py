@@ -1,6 +1,7 @@
-"""The one spelling of encoders, bytes and times, for people."""
+"""The one spelling of models, encoders, figures, bytes and times, for people."""
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 
@@ -10,6 +11,21 @@ def encoder_label(result: Mapping[str, Any]) -> str:
         return "dense"
     other = "" if result["activation"] == "mand" else f" {result['activation']}"
     return f"kron {result['h']}x{result['m']}x{result['n']}{other}"
+
+
+def model_label(name: str) -> str:
+    """A model's name; of a folder its last part that says something."""
+    path = PurePosixPath(name)
+    if not path.is_absolute() and len(path.parts) <= 2:  # of the Hub
+        return str(path)
+    return path.parent.name if path.name in ("model", "checkpoint") else path.name
+
+
+def figure(value: float | None, form: str) -> str:
+    """A figure in the form its column has; what would be too wide for that, as a power of ten."""
+    if value is None:
+        return "-"
+    return format(value, form) if abs(value) < 1e6 else f"{value:.2e}"
 
 
 def size(n_bytes: int) -> str:

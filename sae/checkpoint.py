@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sae import row_file, tensor_file
+from sae import integrity, row_file, tensor_file
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
 from sae.fit import Fit
+from sae.integrity import DamagedError
 from sae.ranks import ALONE, Ranks
 from sae.row_file import HeldRows
 
@@ -48,8 +49,8 @@ def save(
         "dtype": str(sae.b_dec.dtype).removeprefix("torch."),
         "extra": dict(extra or {}),
     }
-    text, folder = json.dumps(header), Path(folder)
-    _write(folder / "sae.safetensors", sae, sae.state_dict(), {FORMAT: text})
+    folder = Path(folder)
+    _write(folder / "sae.safetensors", sae, sae.state_dict(), header)
     if sae.ranks.number:
         return
     partial = folder / "sae.json.partial"
@@ -68,17 +69,19 @@ def load(
         ranks: Who shares it from now on; each reads its own rows.
 
     Raises:
-        ValueError: If the folder holds none, a damaged one, or one of a later version.
+        ValueError: If the folder holds none, a damaged one (`DamagedError`), or one of a later version.
     """
     folder = Path(folder)
-    with ranks.together(), _opened(folder / "sae.safetensors", device) as file:
-        header = _header(file.metadata() or {}, folder / "sae.safetensors")
+    path = folder / "sae.safetensors"
+    with ranks.together(), _opened(path, device) as file:
+        header = _header(file.metadata() or {}, path)
         scale = {int(layer): factor for layer, factor in header["layer_scale"].items()}
         cfg = config_from_json(header["config"])
         with torch.device("meta"):
             sae = SparseAutoencoder(cfg, scale, seed=None, ranks=ranks)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        tensors = row_file.read(file, _held(sae, shapes))
+        held = _held(sae, _shapes(file))
+        tensors = row_file.read(file, held)
+    integrity.check_tensors(header, tensors, held, ranks, path)
     if "threshold" in tensors:  # one value, or one for each latent
         sae.threshold = torch.empty_like(tensors["threshold"], device="meta")
     try:
@@ -106,20 +109,19 @@ def save_fit(folder: Path | str, fit: Fit, extra: Mapping[str, Any] | None = Non
         "config": config_to_json(fit.sae.cfg),
         "extra": dict(extra or {}),
     }
-    _write(
-        Path(folder) / "fit.safetensors", fit.sae, fit.state_dict(), {FORMAT: json.dumps(header)}
-    )
+    _write(Path(folder) / "fit.safetensors", fit.sae, fit.state_dict(), header)
 
 
 def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
     """Put a saved training state into `fit`; returns the `extra` it was saved with.
 
     Raises:
-        ValueError: If the folder holds none, or one of another configuration or version.
+        ValueError: If the folder holds none, a damaged one (`DamagedError`), or one of another
+            configuration or version.
     """
     folder = Path(folder)
-    path, device = folder / "fit.safetensors", fit.sae.b_dec.device
-    with fit.sae.ranks.together(), _opened(path, device) as file:
+    path, device, ranks = folder / "fit.safetensors", fit.sae.b_dec.device, fit.sae.ranks
+    with ranks.together(), _opened(path, device) as file:
         header = _header(file.metadata() or {}, path)
         saved = config_from_json(header["config"])
         if saved != fit.sae.cfg:
@@ -127,8 +129,9 @@ def load_fit(folder: Path | str, fit: Fit) -> dict[str, Any]:
                 f"the training state in {folder} is of {saved}, this fit is of {fit.sae.cfg}; a fit "
                 "resumes with the configuration it began with; restore that, or start anew"
             )
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        tensors = row_file.read(file, _held(fit.sae, shapes))
+        held = _held(fit.sae, _shapes(file))
+        tensors = row_file.read(file, held)
+    integrity.check_tensors(header, tensors, held, ranks, path)
     fit.load_state_dict(tensors)
     return header["extra"]
 
@@ -148,6 +151,10 @@ def config_from_json(data: Mapping[str, Any]) -> SaeConfig:
             "prefixes": tuple(data["prefixes"]),
         }
     )
+
+
+def _shapes(file: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _held(sae: SparseAutoencoder, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, HeldRows]:
@@ -173,12 +180,14 @@ def _write(
     path: Path,
     sae: SparseAutoencoder,
     tensors: Mapping[str, torch.Tensor],
-    metadata: dict[str, str],
+    header: Mapping[str, Any],
 ) -> None:
     ranks = sae.ranks
+    held = _held(sae, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    # One entry: safetensors writes several in any order.
+    metadata = {FORMAT: integrity.sealed(header, tensors, held, ranks)}
     if ranks.n_dictionary * ranks.n_batch > 1:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        row_file.write(path, tensors, _held(sae, shapes), metadata, ranks)
+        row_file.write(path, tensors, held, metadata, ranks)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -199,10 +208,7 @@ def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
         with safe_open(path, framework="pt", device=str(device)) as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copying or writing it was cut "
-            "short; fetch or train it again"
-        ) from error
+        raise DamagedError(path, f"it is not a whole safetensors file: {error}") from error
 
 
 def _header(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -211,20 +217,15 @@ def _header(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             f"{path} was not written by Strata: its metadata has no '{FORMAT}'; "
             "only Strata's own format is read here; convert it first"
         )
-    header = json.loads(metadata[FORMAT])
-    version = header.get("version")
-    if not str(version).isdigit():
-        raise ValueError(
-            f"{path} has a damaged header: its version is {version!r}, not a number; fetch or train "
-            "it again"
-        )
+    header = integrity.opened(metadata[FORMAT], path)
+    version = str(header.get("version"))
+    if not version.isdigit():
+        raise DamagedError(path, f"its version is {version}, not a number")
     if int(version) > VERSION:
         raise ValueError(
-            f"{path} is of format version {header['version']}; this Strata reads up to {VERSION}; "
+            f"{path} is of format version {version}; this Strata reads up to {VERSION}; "
             "update Strata"
         )
     if "config" not in header:
-        raise ValueError(
-            f"{path} has a damaged header: it lacks the configuration; fetch or train it again"
-        )
+        raise DamagedError(path, "it lacks the configuration")
     return header

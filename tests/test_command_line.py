@@ -127,6 +127,7 @@ def test_a_tracking_server_that_does_not_answer(capsys: pytest.CaptureFixture[st
     config = write_config(tmp_path)
     text = refusal(capsys, "run", config, "--set", "tracking.uri=http://127.0.0.1:9")
     assert "tracking.uri: http://127.0.0.1:9 does not answer" in text
+    assert "Connection refused" in text
     assert "leave tracking.uri out to use a local file" in text
 
 
@@ -137,14 +138,14 @@ def test_a_tracking_file_that_cannot_be_written(capsys: pytest.CaptureFixture[st
 
 
 class NoAccess(BaseHTTPRequestHandler):
-    """Refuses every request as a server with access control does; `status` says how."""
+    """Refuses every request as a server with access control does, or a proxy before it."""
 
-    status = 401
+    status, body = 401, b""
 
     def do_GET(self) -> None:
         self.send_response(self.status)
         self.end_headers()
-        self.wfile.write(b"You are not authenticated")
+        self.wfile.write(self.body)
 
     def do_POST(self) -> None:
         self.do_GET()
@@ -172,26 +173,35 @@ def test_a_tracking_uri_that_can_not_be(
     assert "secret" not in text
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (401, "You are not authenticated", "refuses access"),
+        (403, "Permission denied", "refuses access"),
+        (401, '{"detail": "Not authenticated"}', "answers with an error"),
+    ],
+)
 def test_a_tracking_server_that_refuses_the_credentials(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     status: int,
+    body: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     config = write_config(tmp_path)
-    handler = type("Handler", (NoAccess,), {"status": status})
+    handler = type("Handler", (NoAccess,), {"status": status, "body": body.encode()})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_port}"
         text = refusal(capsys, "run", config, "--set", f"tracking.uri={uri}")
         listed = refusal(capsys, "runs", write_config(tmp_path, tracking={"uri": uri}))
         server.shutdown()
-    assert f"tracking.uri: http://127.0.0.1:{server.server_port} refuses access" in text
+    assert f"tracking.uri: http://127.0.0.1:{server.server_port} {expected}" in text
     for message in (text, listed):
-        assert str(status) in message
+        assert str(status) in message or body in message.replace("'", '"')
         assert "MLFLOW_TRACKING_USERNAME" in message
         assert "secret" not in message
     assert "Nothing was started" in text

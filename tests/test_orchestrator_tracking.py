@@ -17,6 +17,7 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory
 from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.queries import find
 from orchestrator.tracking.system_metrics import SystemMetrics
 from orchestrator.tracking.tracker import NUMBERS, Tracker
 from storage.files import read_json_lines
@@ -113,6 +114,37 @@ def test_steps_that_a_killed_trainer_repeats_are_told_once(run: RunDirectory):
     for key in NUMBERS:
         if result[key] is not None:
             assert told_numbers[key] == pytest.approx(result[key])
+
+
+@pytest.mark.ray
+def test_a_trial_that_a_killed_driver_left_running_ends_as_the_run_that_goes_on_does(
+    run: RunDirectory,
+):
+    result = results(run)[0]
+    killed = tracker(run)
+    killed.trial_progress(result, run.trials / result["trial"] / "metrics.jsonl")
+    killed.stage("group", {}, {"amad": 0.25})
+    client = MlflowClient(killed.uri)
+    assert children(client, killed)[result["trial"]].info.status == "RUNNING"
+    tracker(run).finish("FAILED")  # before that trial reported
+    ended = {name: child.info.status for name, child in children(client, killed).items()}
+    assert ended == {"group": "FINISHED", result["trial"]: "FAILED"}
+
+
+@pytest.mark.ray
+def test_a_run_directory_that_was_moved_is_found_by_its_new_name(run: RunDirectory):
+    result = results(run)[0]
+    first = tracker(run)
+    first.trial_result(result, result)
+    first.finish("SCHEDULED")
+    new = run.path.rename(run.path.with_name("elsewhere"))
+    assert [trial["tags"]["run_dir"] for trial in find(first.uri, "trial", None, new)] == [
+        str(run.path)
+    ]
+    moved = config_file.load(new)
+    Tracker(moved, RunDirectory.of(moved), Console(quiet=True)).finish("SCHEDULED")
+    assert [trial["tags"]["run_dir"] for trial in find(first.uri, "trial", None, new)] == [str(new)]
+    assert find(first.uri, "trial", None, run.path) == []
 
 
 @pytest.mark.ray

@@ -129,7 +129,11 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     )
     assert {run.info.status for run in children} == {"FINISHED"}
     kinds = sorted(run.data.tags["kind"] for run in children)
-    assert kinds == ["stage"] * 4 + ["trial"] * 4
+    assert kinds == ["stage"] * 6 + ["trial"] * 4
+    stages = {run.info.run_name: run for run in children if run.data.tags["kind"] == "stage"}
+    assert {name: run.data.metrics["seconds"] for name, run in stages.items()} == (
+        summary["stage_seconds"]
+    )
     trials = [run for run in children if run.data.tags["kind"] == "trial"]
     for trial in trials:
         result = json.loads((run_dir / "trials" / trial.info.run_name / "result.json").read_text())

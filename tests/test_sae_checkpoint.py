@@ -1,10 +1,23 @@
 import json
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from sae import Fit, FitConfig, KronShape, SaeConfig, SparseAutoencoder, load, load_fit, save
+from sae import (
+    Fit,
+    FitConfig,
+    KronShape,
+    SaeConfig,
+    SparseAutoencoder,
+    load,
+    load_fit,
+    save,
+    save_fit,
+)
+from sae.integrity import DamagedError
 from sae.progressive import evaluate_prefixes
 
 ENCODERS = {
@@ -69,7 +82,7 @@ def test_folders_without_a_readable_autoencoder_are_refused(tmp_path):
     save(tmp_path, make())
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(DamagedError, match="not a whole safetensors file"):
         load(tmp_path)
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="was not written by Strata"):
@@ -83,3 +96,50 @@ def test_who_may_read_the_description_may_read_the_weights(tmp_path):
     save(tmp_path, make(), {})
     modes = [(tmp_path / name).stat().st_mode for name in ("sae.json", "sae.safetensors")]
     assert modes[0] == modes[1]
+
+
+def test_a_bit_that_has_turned_over_is_found_or_changes_nothing(tmp_path):
+    """In the file's head, in its checksums, in weights: 600 bits drawn at random, and each in the header."""
+    save_fit(tmp_path, trained(), {"cursor": {"epoch": 0, "step": 3}})
+    path = tmp_path / "fit.safetensors"
+    whole = path.read_bytes()
+    head = 8 + int.from_bytes(whole[:8], "little")
+    right = resumed(tmp_path)
+    places = np.random.default_rng(0).integers(0, len(whole) * 8, 600)
+    found = 0
+    for bit in (*range(0, head * 8, 5), *places.tolist()):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            state = resumed(tmp_path)
+        except ValueError:
+            found += 1
+            continue
+        assert bit < head * 8, "a bit of a tensor"
+        assert state == right, bit
+    assert found > len(places)
+
+
+def test_files_from_before_there_were_checksums_are_read(tmp_path):
+    save(tmp_path, make(), {"old": 1})
+    path = tmp_path / "sae.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["strata-sae"])
+    del header["integrity"]
+    save_file(load_file(path), path, {"strata-sae": json.dumps(header)})
+    again, extra = load(tmp_path)
+    assert extra == {"old": 1}
+    assert torch.equal(again.w_dec, make().w_dec)
+
+
+def trained() -> Fit:
+    fit = Fit(make(), FitConfig(lr=1e-2), n_steps=4)
+    fit.step(torch.randn(20, 10), torch.tensor([0, 7] * 10))
+    return fit
+
+
+def resumed(folder) -> tuple[dict, dict[str, bytes]]:
+    fit = Fit(make(), FitConfig(lr=1e-2), n_steps=4)
+    extra = load_fit(folder, fit)
+    return extra, {name: tensor.numpy().tobytes() for name, tensor in fit.state_dict().items()}

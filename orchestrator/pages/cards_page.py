@@ -6,17 +6,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.labels import figure
+
 MEASURES = {
-    "fvu": ("FVU", "{:.4f}"),
-    "l0": ("L0", "{:.1f}"),
-    "cosine": ("cosine", "{:.4f}"),
-    "norm_ratio": ("norm", "{:.3f}"),
-    "relative_bias": ("bias", "{:.3f}"),
-    "dead_fraction": ("dead", "{:.1%}"),
-    "dense_fraction": ("dense", "{:.1%}"),
-    "ce_recovered": ("CE rec.", "{:.4f}"),
-    "ce_recovered_mean": ("of mean abl.", "{:.4f}"),
-    "kl": ("KL", "{:.4f}"),
+    "fvu": ("FVU", ".4f"),
+    "l0": ("L0", ".1f"),
+    "cosine": ("cosine", ".4f"),
+    "norm_ratio": ("norm", ".3f"),
+    "relative_bias": ("bias", ".3f"),
+    "dead_fraction": ("dead", ".1%"),
+    "dense_fraction": ("dense", ".1%"),
+    "ce_recovered": ("CE rec.", ".4f"),
+    "ce_recovered_mean": ("of mean abl.", ".4f"),
+    "kl": ("KL", ".4f"),
 }
 """Columns of the table: heading and form."""
 
@@ -49,33 +51,38 @@ def table(cards: Mapping[str, Any]) -> Table:
     found = Table(title="Fidelity", title_justify="left", pad_edge=False)
     headings = ["group", "layer", *(name for name, _ in shown.values())]
     headings.append("EV lost" if by_baselines else "excess FVU")
-    recovered = ["CE rec. lost"] if by_baselines and cards["is_causal"] else []
-    headings += recovered
+    against = _against(cards)
+    headings += [name for name, _ in against.values()]
     for heading in headings:
         found.add_column(heading, justify="right")
     for group in cards["groups"]:
         for card in group["cards"]:
             worst = card["layer"] == group["worst_layer"] and len(group["cards"]) > 1
-            lost = [f"{card['baseline']['ce_recovered_lost']:+.4f}" for _ in recovered]
             found.add_row(
                 str(group["id"]),
                 f"{card['layer']}{'!' if worst else ' '}",
                 *_measured(card, shown),
-                f"{card['excess_fvu']:+.4f}",
-                *lost,
+                figure(card["excess_fvu"], "+.4f"),
+                *_measured(card["baseline"] or {}, against),
                 style="bold red" if worst and group["misses"] else None,
             )
         found.add_row(str(group["id"]), "mean ", *_measured(group["mean"], shown), style="dim")
     return found
 
 
+def _against(cards: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What is shown of baselines, where there are some."""
+    if cards["against_baselines"] is None:
+        return {}
+    recovered = {"ce_recovered_lost": ("CE rec. lost", "+.4f")} if cards["is_causal"] else {}
+    return {**recovered, "l0": ("its own L0", ".1f")}
+
+
 _OF_LANGUAGE = ("ce_recovered", "ce_recovered_mean", "kl")
 
 
 def _measured(card: Mapping[str, Any], shown: Mapping[str, tuple[str, str]]) -> list[str]:
-    return [
-        "-" if card[key] is None else form.format(card[key]) for key, (_, form) in shown.items()
-    ]
+    return [figure(card[key], form) for key, (_, form) in shown.items()]
 
 
 def _reference(cards: Mapping[str, Any]) -> str:

@@ -1,10 +1,9 @@
 """The answer first: what was trained, what it cost, what it recovers."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator.labels import duration
+from orchestrator.labels import duration, model_label
 
 
 def headline(
@@ -51,7 +50,7 @@ def headline(
     else:
         tiles.append((f"{data['n_trials']}", "trials"))
     return {
-        "title": f"{len(groups)} sparse {what} for {covered(data)} layers of {_name(cfg)}",
+        "title": f"{len(groups)} sparse {what} for {covered(data)} layers of {model_label(cfg['model']['name'])}",
         "sentences": sentences,
         "advice": [g["advice"] for g in cards["groups"] if g["advice"]] if cards else [],
         "tiles": tiles,
@@ -75,14 +74,6 @@ def _saved(cards: Mapping[str, Any]) -> str:
 def _range(values: Sequence[float], form: str) -> str:
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low} to {high}"
-
-
-def _name(cfg: Mapping[str, Any]) -> str:
-    """The model's name; of a folder its last part that says something."""
-    path = PurePosixPath(cfg["model"]["name"])
-    if not path.is_absolute() and len(path.parts) <= 2:  # of the Hub
-        return str(path)
-    return path.parent.name if path.name in ("model", "checkpoint") else path.name
 
 
 def covered(data: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """The model card of an exported autoencoder: `README.md` beside its weights."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -9,6 +8,7 @@ import yaml
 
 from actors.fidelity import LayerFidelity
 from actors.parity import ACTIVATION_TOLERANCE, RECONSTRUCTION_TOLERANCE, Parity
+from orchestrator.labels import model_label
 from orchestrator.pages.report import TEMPLATES
 from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape
@@ -97,7 +97,7 @@ def model_card(
         parities={named.get(name, name): parity for name, parity in parities.items()},
         n_checked=parities["formula"].n_rows,
         by_library=len(parities) > len(named) or kind == "safetensors",
-        title=about.model if on_hub else Path(about.model).name,
+        title=about.model if on_hub else model_label(about.model),
         header=yaml.safe_dump(header, sort_keys=False).strip(),
         kind=kind,
         licence=licence,

@@ -13,7 +13,7 @@ import jinja2
 import yaml
 from matplotlib.figure import Figure
 
-from orchestrator.labels import encoder_label, size
+from orchestrator.labels import encoder_label, figure, size
 from orchestrator.pages.bottlenecks import bottlenecks, load_until_the_end
 from orchestrator.pages.figures import (
     cost,
@@ -82,7 +82,8 @@ def write_report(
     if dendrogram is not None:
         early["dendrogram.png"] = dendrogram
     fronts_figure = pareto(results)
-    write_atomically(run.pareto_figure, interactive.page(fronts_figure, "pareto"))
+    title = f"Pareto fronts of {run.path.name}"
+    write_atomically(run.pareto_figure, interactive.page(fronts_figure, "pareto", title))
     absent = {
         "fidelity": cards is None,
         "progressive": not any(name.startswith("progressive") for name in drawn),
@@ -159,13 +160,10 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["encoder"] = encoder_label
     environment.filters["bytes"] = size
-    environment.filters["number"] = _number
-    environment.filters["percent"] = lambda value: "-" if value is None else f"{value:.1%}"
+    environment.filters["number"] = lambda value, digits=4: figure(value, f",.{digits}f")
+    environment.filters["percent"] = lambda value: figure(value, ".1%")
+    environment.filters["difference"] = lambda value: figure(value, "+.4f")
     return environment
-
-
-def _number(value: Any, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _if_there(file: Path, kind: type = dict) -> Any:

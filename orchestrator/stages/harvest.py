@@ -41,7 +41,10 @@ def pack(session: Session) -> TokenStore:
         with session.stage("pack", total, "tokens") as progress:
             packer.pack(run.tokens, asked, cfg.seed, on_tokens=progress.advance)
         session.say(f"pack      {total:,} tokens in contexts of {session.context}")
-    return TokenStore.open(run.tokens)
+    tokens = TokenStore.open(run.tokens)
+    counts = {f"{of}_sequences": tokens.n_sequences(of) for of in ("train", "validation")}
+    session.tracker.stage("pack", params={"context": session.context}, metrics=counts)
+    return tokens
 
 
 def harvest_pilot(session: Session, tokens: TokenStore, pool: Pool) -> None:
@@ -187,7 +190,6 @@ def _fill(session: Session, name: str, stores: list[Place], pool: Pool) -> None:
         metrics={
             "tokens_per_second": rate,
             "megabytes": n_bytes / 1e6,
-            "seconds": elapsed,
             **{f"{part}_seconds": spent for part, spent in seconds.items()},
         },
     )

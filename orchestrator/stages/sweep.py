@@ -82,6 +82,7 @@ def _sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial
     if n_left:
         session.say(f"sweep     {waiting(cfg, [result for _, result in found])}")
     _tell_of_stopped(session, found)
+    _track(session, [result for _, result in found])
     return found
 
 
@@ -196,6 +197,18 @@ def _tell_of_stopped(session: Session, found: Sequence[tuple[Trial, Result]]) ->
     session.say(
         f"sweep     {n_stopped} of {len(found)} trials were given up early; all together were trained "
         f"for {done / whole:.0%} of their steps"
+    )
+
+
+def _track(session: Session, results: Sequence[Result]) -> None:
+    session.tracker.stage(
+        "sweep",
+        params={"search": session.cfg.sweep.search.method, "stop": session.cfg.sweep.stop.method},
+        metrics={
+            "trials": len(results),
+            "given_up": sum(result["stopped_at"] is not None for result in results),
+            "tokens": sum(result["tokens"] for result in results),
+        },
     )
 
 

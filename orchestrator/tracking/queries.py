@@ -11,12 +11,15 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.errors import UserError
 from orchestrator.labels import encoder_label
-from orchestrator.tracking.tracking_uri import credentials, is_outage, is_refused, why
+from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.run_tree import KEY
+from orchestrator.tracking.tracking_uri import is_outage, trouble, why
 
 Found = dict[str, Any]
 """A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
@@ -36,14 +39,14 @@ def find(uri: str, kind: str, where: str | None, run_dir: Path | None) -> list[F
     """
     _check_exists(uri)
     parts = [f"tags.kind = '{kind}'", "tags.run_dir LIKE '%'"]
-    if run_dir is not None:
-        quote = '"' if "'" in str(run_dir) else "'"
-        parts.append(f"tags.run_dir = {quote}{run_dir}{quote}")
     if where:
         parts.append(where)
     try:
         client = MlflowClient(tracking_uri=uri)
         experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+        if run_dir is not None:
+            parent = _parent(client, list(experiments), run_dir)
+            parts.append(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'")
         runs = list(_search(client, list(experiments), " and ".join(parts)))
     except Exception as error:
         if not is_outage(error):
@@ -104,6 +107,15 @@ def serve(uri: str, port: int, console: Console) -> None:
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
+def _parent(client: MlflowClient, experiments: list[str], run_dir: Path) -> str:
+    """The parent run of a run directory, wherever that lay when MLflow was told of it; '' if there is none."""
+    journal = run_dir / "mlflow.json"
+    if not journal.is_file():
+        return ""
+    found = next(_search(client, experiments, f"tags.`{KEY}` = '{Journal(journal).key}'"), None)
+    return found.info.run_id if found else ""
+
+
 def _search(client: MlflowClient, experiments: list[str], query: str) -> Iterator[Run]:
     token = None
     while True:
@@ -141,8 +153,6 @@ def _place(trial: Found) -> tuple[str, float, float, float]:
 
 
 def _refusal(error: Exception, uri: str, where: str | None) -> UserError:
-    if is_refused(error):
-        return UserError(credentials(error, uri))
     wrong = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
     if where and wrong:
         return UserError(
@@ -150,9 +160,7 @@ def _refusal(error: Exception, uri: str, where: str | None) -> UserError:
             "of params.X (text, in quotes), metrics.X and tags.X joined by `and`, such as "
             "\"params.k = '16' and metrics.final_fvu < 0.1\": correct it (docs/mlflow.md has ten)"
         )
-    return UserError(
-        f"{uri} does not answer ({why(error)}); start the server, or correct tracking.uri"
-    )
+    return UserError(trouble(error, uri))
 
 
 def _table(title: str, columns: tuple[str, ...], right: tuple[str, ...]) -> Table:

@@ -77,7 +77,11 @@ class RunTree:
             )
         self.parent = TrackedRun.of(found)
         self._client.update_run(self.parent.id, status="RUNNING")
-        for child in self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent.id}'"):
+        children = list(self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent.id}'"))
+        for run in (found, *children):
+            if run.data.tags.get("run_dir") != self._tags.get("run_dir"):  # it was moved
+                self._client.set_tag(run.info.run_id, "run_dir", self._tags["run_dir"])
+        for child in children:
             self._children[str(child.info.run_name)] = TrackedRun.of(child)
         return self.parent, created
 
@@ -99,6 +103,12 @@ class RunTree:
         """Mark a run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run.id, status, end_ms)
         run.status = status
+
+    def end_all(self, status: str) -> None:
+        """Mark the parent run, and with it those children that an earlier call has left running."""
+        for run in (*self._children.values(), self.parent):
+            if run is self.parent or run.status == "RUNNING":
+                self.end(run, status)
 
     def log_params(self, run: TrackedRun, params: Mapping[str, Any]) -> None:
         """Give a run its parameters; one that it has keeps its value, as MLflow wants it."""

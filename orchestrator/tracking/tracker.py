@@ -89,8 +89,13 @@ class Tracker:
         return self._speaker.complete
 
     def stage(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Tell of a finished stage, and wait until MLflow knows all there is to know."""
-        entry = self._journal.note_stage(name, params, metrics)
+        """Tell of a finished stage, and wait until MLflow knows all there is to know.
+
+        Its `seconds`, of all calls together, are told with its metrics.
+        """
+        seconds = self._run.stage_seconds().get(name)
+        spent = {} if seconds is None else {"seconds": seconds}
+        entry = self._journal.note_stage(name, params, {**metrics, **spent})
         self._speaker.tell(lambda: self._tell_stage(name, entry))
         self._speaker.flush()
 
@@ -144,7 +149,7 @@ class Tracker:
         self._speaker.tell(lambda: self._client.log_artifact(self._parent.id, str(path), folder))
 
     def finish(self, status: str) -> None:
-        """Close the parent run, as FINISHED, FAILED or KILLED, and trials at work with it.
+        """Close the parent run, as FINISHED, FAILED or KILLED, and with it trials without a result.
 
         SCHEDULED is a run that has come as far as it was asked to, and can be continued.
         """
@@ -157,7 +162,7 @@ class Tracker:
                 self.metrics({"tracking_cpu_seconds": round(spent, 3)})
             for left_off in self._at_work.values():
                 self._speaker.tell(lambda tell=left_off: tell(status))
-            self._speaker.tell(lambda: self._tree.end(self._parent, status))
+            self._speaker.tell(lambda: self._tree.end_all(status))
         self._speaker.flush()
 
     def identity(self) -> dict[str, str]:

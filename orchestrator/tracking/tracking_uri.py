@@ -10,6 +10,8 @@ from orchestrator.redaction import redacted
 
 REFUSED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 
+_GIVEN = "was given what MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold"
+
 
 def default_uri(run_dir: Path) -> str:
     """One SQLite file for all runs that lie beside each other, so that they can be compared."""
@@ -49,30 +51,28 @@ def is_outage(error: BaseException) -> bool:
 
 def refusal(error: BaseException, uri: str, run_dir: Path) -> UserError:
     """What to tell a user whose MLflow can't be used at the start of a run."""
-    nothing = f"Nothing was started, and what {run_dir} holds is kept"
-    if is_refused(error):
-        return UserError(f"tracking.uri: {credentials(error, uri)}. {nothing}")
     return UserError(
-        f"tracking.uri: {uri} does not answer ({why(error)}); start the server, "
-        f"correct the address, or leave tracking.uri out to use a local file. {nothing}"
+        f"tracking.uri: {trouble(error, uri)}, or leave tracking.uri out to use a local file. Nothing was "
+        f"started, and what {run_dir} holds is kept"
     )
 
 
-def is_refused(error: BaseException) -> bool:
-    """Whether MLflow answered that this user may not."""
-    return isinstance(error, MlflowException) and error.error_code in REFUSED
-
-
-def credentials(error: BaseException, uri: str) -> str:
-    """That the server refuses this user, and which credentials it was given."""
-    return (
-        f"{uri} refuses access ({why(error)}); it was given what MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold: set them to a user who may write "
-        "there"
-    )
+def trouble(error: BaseException, uri: str) -> str:
+    """What is wrong with a server or a file, and what to do about it."""
+    if uri.startswith("sqlite:"):
+        return f"{uri} can't be used ({why(error)}); correct the address"
+    if isinstance(error, MlflowException) and error.error_code in REFUSED:
+        return f"{uri} refuses access ({why(error)}); it {_GIVEN}: set them to a user who may write there"
+    if isinstance(error, MlflowException) and "Max retries exceeded" not in str(error):
+        return (
+            f"{uri} answers with an error ({why(error)}); correct the address, if MLflow's server is not "
+            f"there; if it wants credentials, it {_GIVEN}"
+        )
+    return f"{uri} does not answer ({why(error)}); start the server, correct the address"
 
 
 def why(error: BaseException) -> str:
-    """The first line of what an exception says, without credentials."""
+    """The first line of what an exception says, or of the cause that it names, without credentials."""
     lines = redacted(str(error)).splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    cause = re.search(r"\(Caused by \w+\((.+)\)\)", lines[0])
+    return (cause[1].strip("\"'") if cause else lines[0])[:300]

@@ -1,5 +1,6 @@
 """How pages hold plotly's figures: the script that draws them is in the page, once."""
 
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -29,13 +30,19 @@ def part(figure: go.Figure, name: str, then: str | None = None) -> str:
     )
 
 
-def page(figure: go.Figure, name: str) -> str:
-    """The figure as a page of its own."""
-    return figure.to_html(
+def page(figure: go.Figure, name: str, title: str) -> str:
+    """The figure as a page of its own, as wide as the screen that shows it."""
+    drawn = figure.to_html(
+        full_html=False,
         include_plotlyjs=True,
         div_id=name,
         default_height=f"{figure.layout.height}px",
         config=_config(figure),
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title></head>\n<body>{drawn}</body></html>\n"
     )
 
 
