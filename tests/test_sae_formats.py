@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from actors.parity import compare
 from sae import KronShape, SaeConfig, SparseAutoencoder
 from sae.formats import FORMATS, recognise
-from sae.formats.description import Description, read_description, write_description
+from sae.formats.description import Description, check_weights, read_description, write_description
 from sae.formats.distillation import distilled
 from sae.formats.folding import folded, thresholds
 from sae.formats.origin import origin
@@ -326,8 +326,13 @@ def test_a_folder_of_nothing_known_is_refused(tmp_path):
 
 def test_a_description_survives_and_damage_is_told(tmp_path):
     assert read_description(tmp_path) is None
-    write_description(tmp_path, ABOUT)
+    (tmp_path / "weights").write_bytes(b"as exported")
+    write_description(tmp_path, ABOUT, "weights")
     assert read_description(tmp_path) == ABOUT
+    check_weights(tmp_path, "weights")
+    (tmp_path / "weights").write_bytes(b"as exportee")
+    with pytest.raises(ValueError, match="weights is not the file that was exported"):
+        check_weights(tmp_path, "weights")
     (tmp_path / "strata.json").write_text('{"model": "x"}')
     with pytest.raises(ValueError, match="is damaged"):
         read_description(tmp_path)

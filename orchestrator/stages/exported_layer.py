@@ -80,8 +80,9 @@ class Exporter:
             exported = quality.layers[layer]
         about = self._description(trial, sae, layer, exported.l0, changes)
         folder.mkdir(parents=True)
-        FORMATS[self.options.to].write(folder, alone, about)
-        write_description(folder, about)
+        written = FORMATS[self.options.to]
+        written.write(folder, alone, about)
+        write_description(folder, about, written.WEIGHTS)
         x = self.rows(layer, sae.cfg.d_sae)
         return Draft(
             folder=folder,

@@ -3,7 +3,8 @@
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from actors.evaluator import Evaluator
 from actors.model_origin import revision
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
+from orchestrator.labels import figure
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.stages.group import load_groups
 from orchestrator.stages.same_model import check_model
@@ -64,22 +66,20 @@ def judge(
     tokens = TokenStore.open(run.tokens)
     stored = ActivationStore.open(run.validation).spec
     check_model(cfg, run, tokens.spec, stored.d_model)
-    try:
+    with _telling_what_is_wrong(folder):
         kind = recognise(folder)
         said = origin(kind, folder)
         layer = _layer(said, layer, stored.layers, folder)
         sae = FORMATS[kind].read(folder, layer)
-    except UserError:
-        raise
-    except (ValueError, OverflowError) as error:
-        raise UserError(str(error)) from error
+        _refuse_another_model(
+            said, sae, cfg, tokens.spec.tokenizer, stored.d_model, same_model, folder
+        )
     broken = [name for name, values in sae.state_dict().items() if not values.isfinite().all()]
     if broken:
         raise UserError(
             f"{folder} holds numbers that are not finite ({', '.join(broken)}); it can't be judged: get it again "
             "from where it came"
         )
-    _refuse_another_model(said, sae, cfg, tokens.spec.tokenizer, stored.d_model, same_model, folder)
     device = "cuda" if cfg.compute.gpus_per_actor and torch.cuda.is_available() else "cpu"
     row_filter = load_groups(run).row_filter
     evaluator = Evaluator(
@@ -101,6 +101,34 @@ def judge(
     console.print(_table(run, f"{where.name} ({kind})", layer, report))
     console.print(f"Evaluation: {file}", soft_wrap=True, highlight=False)
     return file
+
+
+@contextmanager
+def _telling_what_is_wrong(folder: Path) -> Iterator[None]:
+    """Files of others may hold anything in the place of anything.
+
+    Raises:
+        UserError: In place of whatever reading them raises, with the folder's name.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        text = str(error)
+        raise UserError(text if str(folder) in text else f"{folder}: {text}") from error
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise UserError(
+            f"{folder} can't be read as an autoencoder ({type(error).__name__}: {error}); its files are damaged, "
+            "or hold something else than their format asks for there: fetch or export it again"
+        ) from error
 
 
 def _layer(said: Origin, asked: int | None, layers: tuple[int, ...], folder: Path) -> int:
@@ -173,6 +201,5 @@ def _table(run: RunDirectory, name: str, layer: int, report: Mapping[str, Any]) 
         for file in sorted(run.evaluations.glob(f"*/layer-{layer}.json"))
     }
     for label, found in {name: report, **own}.items():
-        values = (found.get(key) for key in _COLUMNS)
-        table.add_row(label, *("-" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(label, *(figure(found.get(key), ".4f") for key in _COLUMNS))
     return table

@@ -122,7 +122,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} can't be read as JSON ({error}); it is the configuration of an autoencoder: fetch or "
             "export it again"
@@ -154,8 +154,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             "fetch it again"
         ) from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        told = str(error).splitlines() or ["it ends too early"]
         raise ValueError(
-            f"{file} can't be read ({str(error).splitlines()[0]}); it must be a whole file of tensors: fetch "
+            f"{file} can't be read ({told[0]}); it must be a whole file of tensors: fetch "
             "or export it again"
         ) from error
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
@@ -177,6 +178,10 @@ def take(tensors: Mapping[str, Tensor], needed: Collection[str], file: Path) -> 
             f"{file} holds the tensors {', '.join(sorted(tensors))}, and its configuration asks for "
             f"{', '.join(sorted(needed))}; the file is of another architecture or was damaged: fetch or "
             "export it again"
+        )
+    if any(tensors[name].is_complex() for name in needed):
+        raise ValueError(
+            f"{file} holds complex numbers; weights are real: fetch or export it again"
         )
     return [tensors[name].float() for name in needed]
 

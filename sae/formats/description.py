@@ -1,5 +1,6 @@
 """What an exported autoencoder says of itself, the same in every format: `strata.json` beside its weights."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -70,9 +71,25 @@ class Description:
     """In what the exported function is not the trained one; empty if it is the same."""
 
 
-def write_description(folder: Path, about: Description) -> None:
-    """Write it beside the weights in `folder`."""
-    (folder / FILE).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+def write_description(folder: Path, about: Description, weights: str) -> None:
+    """Write it beside the weights in `folder`, whose file has the name `weights`."""
+    vouched = {"weights_sha256": _sha256(folder / weights)}
+    text = json.dumps({**asdict(about), **vouched}, indent=1)
+    (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def check_weights(folder: Path, weights: str) -> None:
+    """Compare the file of the name `weights` with what was written, where `strata.json` vouches for it.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    written = _read(folder / FILE).get("weights_sha256") if (folder / FILE).is_file() else None
+    if written not in (None, _sha256(folder / weights)):
+        raise ValueError(
+            f"{folder / weights} is not the file that was exported: its SHA-256 is not the one in {FILE} "
+            "beside it; it was damaged or changed: fetch or export it again"
+        )
 
 
 def read_description(folder: Path) -> Description | None:
@@ -85,11 +102,20 @@ def read_description(folder: Path) -> Description | None:
     if not file.is_file():
         return None
     try:
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        data = _read(file)
         data |= {name: tuple(data[name]) for name in ("excluded_tokens", "prefixes", "changes")}
         return Description(**{field.name: data[field.name] for field in fields(Description)})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{file} is damaged ({error!r}); it says what an exported autoencoder is for; export it "
             "again"
         ) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

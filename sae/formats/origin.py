@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae.formats import FORMATS
 from sae.formats.affine import read_config
-from sae.formats.description import read_description
+from sae.formats.description import check_weights, read_description
 
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers|layer|h)\.(\d+)(?:\.|$)")
 
@@ -35,9 +35,10 @@ def origin(kind: str, folder: Path) -> Origin:
     """What the files of a folder of this format say.
 
     Raises:
-        ValueError: If they are damaged.
+        ValueError: If they are damaged, or the weights are others than those that Strata wrote there.
     """
     about = read_description(folder)
+    check_weights(folder, FORMATS[kind].WEIGHTS)
     file = folder / FORMATS[kind].CONFIG
     if about is not None:
         return Origin(
