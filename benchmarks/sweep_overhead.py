@@ -30,7 +30,9 @@ from benchmarks.worker import ROOT
 from orchestrator import config_file
 from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.stages.group import load_groups
+from orchestrator.stores import window_chunks
 from sae.fit import FitConfig
+from storage.activations import ActivationStore
 
 AT_LEAST = 1 / 1.1
 TRACKING_SHARE = 0.01
@@ -159,7 +161,7 @@ def _trials(sweep: Sweep) -> list[dict[str, Any]]:
                 "fit": {setting.name: result[setting.name] for setting in fields(FitConfig)},
                 "n_steps": result["tokens"] // result["batch_tokens"],
                 "seed": cfg.seed,
-                "window_chunks": cfg.sweep.window_chunks,
+                "window_chunks": window_chunks(cfg, ActivationStore.open(run.train).spec),
                 "row_filter": rows,
             }
         )

@@ -5,9 +5,10 @@ import math
 from actors.language_model import ModelShape
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
+from orchestrator.sweeps.candidates import largest_batch
 from storage.dtypes import stored_dtype
 from storage.layout import StoreSpec
-from storage.windows import segments
+from storage.windows import chunks_to_mix, segments
 
 
 def n_sequences(cfg: RunConfig, rows_per_sequence: int) -> dict[str, int]:
@@ -66,6 +67,14 @@ def store_spec(
     )
 
 
+def window_chunks(cfg: RunConfig, spec: StoreSpec) -> int:
+    """Chunks of the training store that are mixed at a time, whichever trial reads.
+
+    It must not depend on a setting that may change while a run is under way.
+    """
+    return cfg.sweep.window_chunks or chunks_to_mix(spec, largest_batch(cfg))
+
+
 def shards_within(cfg: RunConfig, spec: StoreSpec) -> int | None:
     """Shards of the training store that may be there at a time; None if all may.
 
@@ -78,7 +87,7 @@ def shards_within(cfg: RunConfig, spec: StoreSpec) -> int | None:
     columns = sum(dtype.itemsize for dtype in spec.columns.values()) * spec.n_rows
     each = spec.shard_bytes(0)
     room = (budget - columns) // each
-    needed = sum(len(segment) for segment in segments(spec.n_shards, cfg.sweep.window_chunks)[:2])
+    needed = sum(len(segment) for segment in segments(spec.n_shards, window_chunks(cfg, spec))[:2])
     if room < needed:
         raise UserError(
             f"harvest.disk_budget: {budget:,} bytes have room for {max(0, room)} shards of the training "

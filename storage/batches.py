@@ -220,7 +220,7 @@ class ShuffledBatches:
         begins = np.cumsum([0, *(stop - start for start, stop in spans[:-1])])
         kept = np.concatenate([self._is_kept(int(chunk)) for chunk in chunks])
         kept = np.flatnonzero(kept).astype(np.int32)
-        order = mixed(len(kept), spec.chunk_rows, self._seed, epoch, segment, index)
+        order = mixed(len(kept), spec, self._seed, epoch, segment, index)
         return Window(
             chunks=[store.read_stored(self._array, *span) for span in spans],
             begins=begins,

@@ -56,12 +56,13 @@ class _Check:
 class Verification:
     """The verification of one store: made, it has read metadata and commit records; `run` does the rest."""
 
-    def __init__(self, location: Location, kind: str) -> None:
+    def __init__(self, location: Location, kind: str, *, complete: bool = False) -> None:
         """Read what vouches for the files.
 
         Args:
             location: Of the store.
             kind: `activation` or `token`.
+            complete: Whether every shard was written, so that one without a record is damage.
         """
         self.place = place(location)
         self.damages: list[Damage] = []
@@ -78,7 +79,7 @@ class Verification:
         for file, record in root.files.items():
             self._checks.append(_root_check(file, record))
         if spec:
-            self._add_shards(root, spec)
+            self._add_shards(root, spec, complete)
 
     @property
     def n_bytes(self) -> int:
@@ -95,11 +96,14 @@ class Verification:
                     self.damages.append(damage)
                 yield check.record.n_bytes
 
-    def _add_shards(self, root: Root, spec: StoreSpec) -> None:
+    def _add_shards(self, root: Root, spec: StoreSpec, complete: bool) -> None:
         commits = CommitLog(self.place, spec.digest)
-        released = set(commits.released())
-        for shard in commits.shards():
+        released, there = set(commits.released()), set(commits.shards())
+        for shard in sorted(there | set(range(spec.n_shards if complete else 0))):
             file = f"commits/{shard:06d}.json"
+            if shard not in there:
+                self._found(file, shard, "it is not there any more, and the shard does not count")
+                continue
             try:
                 files = commits.record(shard).files
             except StoreError as error:

@@ -1,5 +1,6 @@
 """What is mixed with what: segments of shards, windows of chunks, and the batches cut from a window."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,13 +10,43 @@ from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from storage.draw import Stream, draw, permutation
+from storage.dtypes import stored_dtype
 from storage.encoding import decode
+from storage.layout import StoreSpec
 from storage.row_memory import RowMemory
 
-_RUN_ROWS, _CHUNK_RUNS = 16, 128
-"""Neighbouring kept rows that stay together, at most, as memory gives neighbours faster, and pieces that a
-chunk is cut into, at least. A shard's rows are stored in a random order, so neighbours have no more to do
-with one another than any two rows of a shard."""
+FEWEST_CHUNKS = 64
+"""Of a window."""
+
+LARGEST_WINDOW = 6 * 2**30
+"""Bytes beyond which a window is of no more chunks than the fewest."""
+
+_SEQUENCES_PER_ROW = 2.6
+"""Of a window, for each row of a batch: W of them give (1 - exp(-1 / W)) * W of what as many draws from very
+many give, 0.83, and runs of neighbours take a little of that."""
+
+_RUN_ROWS, _CHUNK_RUNS, _RUN_SHARE = 16, 128, 10
+"""Neighbouring kept rows that stay together, at most, as memory gives neighbours faster; pieces that a
+chunk is cut into, at least; and sequences of a shard for each row of a run, so that few are of one.
+A shard's rows are stored in a random order, so neighbours have no more to do with one another than any
+two rows of a shard."""
+
+
+def in_a_shard(spec: StoreSpec) -> int:
+    """Sequences of a whole shard; each of its chunks has rows of all of them."""
+    return spec.sequences_per_chunk * spec.chunks_per_shard
+
+
+def chunks_to_mix(spec: StoreSpec, batch_rows: int) -> int:
+    """Chunks of a window of which batches hold 0.8 of the sequences that a uniform draw would, or more.
+
+    A chunk holds rows of all sequences of its shard, and of long sequences a shard holds few: so it takes
+    chunks of that many more shards. Not more than the store has shards, nor more than `LARGEST_WINDOW`, which
+    contexts of 8,192 tokens and a width of 4,096 would need.
+    """
+    chunk_bytes = spec.chunk_rows * spec.d_model * stored_dtype(spec.dtype).itemsize
+    enough = math.ceil(_SEQUENCES_PER_ROW * batch_rows / in_a_shard(spec))
+    return max(FEWEST_CHUNKS, min(enough, spec.n_shards, LARGEST_WINDOW // chunk_bytes))
 
 
 def segments(n_shards: int, window_chunks: int) -> list[range]:
@@ -60,10 +91,12 @@ def chunk_windows(
 
 
 def mixed(
-    n_rows: int, chunk_rows: int, seed: int, epoch: int, segment: int, window: int
+    n_rows: int, spec: StoreSpec, seed: int, epoch: int, segment: int, window: int
 ) -> Int32[np.ndarray, " rows"]:
     """The kept rows of a window, counted from 0, in short runs that are put in a seeded order."""
-    run = min(_RUN_ROWS, max(1, chunk_rows // _CHUNK_RUNS))
+    run = min(
+        _RUN_ROWS, max(1, spec.chunk_rows // _CHUNK_RUNS), max(1, in_a_shard(spec) // _RUN_SHARE)
+    )
     runs = permutation(-(-n_rows // run), seed, Stream.WINDOW_ROWS, epoch, segment, window)
     order = (runs.astype(np.int32)[:, None] * run + np.arange(run, dtype=np.int32)).ravel()
     return order[order < n_rows]  # the last run may be short

@@ -33,7 +33,7 @@ from actors.bundle import Bundle
 from actors.trial import Trial
 from orchestrator import config_file
 from orchestrator.planning import memory
-from orchestrator.stores import store_spec
+from orchestrator.stores import store_spec, window_chunks
 from sae.config import SaeConfig
 from storage.activations import ActivationStore
 from storage.hygiene import Hygiene, RowFilter
@@ -90,7 +90,7 @@ def trainer():
     trial = Trial(
         id="t", group=0, layers=layers, n_steps=3, seed=0, fit=cfg.train,
         sae=SaeConfig(d_model=shape.d_model, d_sae=cfg.sweep.d_sae, k=cfg.sweep.k[0]),
-        layer_scale=dict.fromkeys(layers, 1.0), window_chunks=cfg.sweep.window_chunks,
+        layer_scale=dict.fromkeys(layers, 1.0), window_chunks=window_chunks(cfg, specs["train"]),
         checkpoint_seconds=1.0, train_store=folder / "train.zarr",
         validation_store=folder / "validation.zarr",
         row_filter=row_filter, folder=folder / "trial",

@@ -33,6 +33,7 @@ def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
     flip(run / "pilot.zarr/layers/2/x/c/0/0")
     flip(run / "train.zarr/commits/000001.json")
     (run / "train.zarr/groups/0/x/c/0/0").unlink()
+    (run / "train.zarr/commits/000003.json").unlink()
     flip(run / "validation.zarr/zarr.json")
     kept = run / "train.zarr/groups/0/x/c/2/0"
     stamp = kept.stat().st_mtime_ns
@@ -40,14 +41,15 @@ def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
     status, output = strata("verify", config)
     assert status == 2
     for named in (
-        "is damaged in 5 places",
+        "is damaged in 6 places",
         "tokens.zarr: train/ids, shard 0, chunk",
         "pilot.zarr: layers/2/x, shard 0, chunk",
         "train.zarr: commits/000001.json",
+        "train.zarr: commits/000003.json: it is not there any more",
         "train.zarr: groups/0/x, shard 0: it can't be read",
         "validation.zarr: zarr.json",
         "`strata harvest",
-        "2 shards of train.zarr",
+        "3 shards of train.zarr",
     ):
         assert named in output, output
 

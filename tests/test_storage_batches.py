@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import HarvestConfig, SweepConfig
+from orchestrator.config import HarvestConfig
 from sae.fit import FitConfig
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
 from storage.layout import StoreSpec
-from storage.windows import Batch, chunk_windows, mixed, segments
+from storage.windows import Batch, chunk_windows, chunks_to_mix, mixed, segments
 from tests.stores import encoded, filled_store, small_spec
 
 GROUPS = ((0, 2), (1,))
@@ -176,37 +176,57 @@ def test_batches_mix_sequences_almost_like_a_uniform_draw(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [5_000_000, 100_000_000])
-def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store(tokens):
-    """On the places of rows alone: d_model 768, contexts of 512, nothing written."""
+@pytest.mark.parametrize(
+    ("d_model", "context"),
+    [(768, 512), (768, 1024), (768, 2048), (1024, 2048), (2048, 2048), (2304, 1024)],
+)
+def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store(
+    tokens, d_model, context
+):
+    """On the places of rows alone: models from GPT-2 to Gemma 2 2B, nothing written."""
     harvest = HarvestConfig(tokens=tokens)
-    window_chunks = SweepConfig(d_sae=1, k=(1,)).window_chunks
-    batch_rows, context, n_sequences = FitConfig().batch_tokens, 512, tokens // 512
+    batch_rows, n_sequences = FitConfig().batch_tokens, tokens // context
+    sequence_bytes = context * d_model * 2
     spec = small_spec(
-        d_model=768,
+        d_model=d_model,
+        dtype="float16",
         n_population=n_sequences,
         n_sequences=n_sequences,
         rows_per_sequence=context,
-        sequences_per_chunk=round(harvest.chunk_mib * 2**20 / (context * 768 * 2)),
+        sequences_per_chunk=max(1, round(harvest.chunk_mib * 2**20 / sequence_bytes)),
         chunks_per_shard=round(harvest.shard_mib / harvest.chunk_mib),
     )
+    window_chunks = chunks_to_mix(spec, batch_rows)
     n_chunks = len(segments(spec.n_shards, window_chunks)[0]) * spec.chunks_per_shard
     n_chunks = min(n_chunks, spec.n_chunks)
     window = chunk_windows(n_chunks, spec.chunks_per_shard, window_chunks, 0, 0, 0)[0]
     sequences = np.concatenate([sequences_of_chunk(spec, int(chunk)) for chunk in window])
-    order = mixed(len(sequences), spec.chunk_rows, 0, 0, 0, 0)
+    order = mixed(len(sequences), spec, 0, 0, 0, 0)
     batches = sequences[order][: 20 * batch_rows].reshape(20, batch_rows)
     distinct = np.mean([len(np.unique(batch)) for batch in batches])
     uniform = n_sequences * (1 - (1 - 1 / n_sequences) ** batch_rows)
     assert distinct >= 0.8 * uniform
 
 
-@given(n_rows=st.integers(0, 3000), chunk_rows=st.integers(1, 8000), window=st.integers(0, 3))
-def test_mixing_is_a_permutation_in_runs_of_a_small_part_of_a_chunk(n_rows, chunk_rows, window):
-    order = mixed(n_rows, chunk_rows, 0, 1, 2, window)
+@given(
+    n_rows=st.integers(0, 3000),
+    per_sequence=st.integers(1, 4000),
+    per_chunk=st.integers(1, 40),
+    per_shard=st.integers(1, 16),
+    window=st.integers(0, 3),
+)
+def test_mixing_is_a_permutation_in_runs_of_a_small_part_of_a_chunk_and_of_its_sequences(
+    n_rows, per_sequence, per_chunk, per_shard, window
+):
+    spec = small_spec(
+        rows_per_sequence=per_sequence, sequences_per_chunk=per_chunk, chunks_per_shard=per_shard
+    )
+    order = mixed(n_rows, spec, 0, 1, 2, window)
     assert sorted(order.tolist()) == list(range(n_rows))
     breaks = np.count_nonzero(np.diff(order) != 1)
     # By chance a run or two follow the one that they followed before.
-    assert breaks >= n_rows / max(1, min(16, chunk_rows // 128)) - 12
+    longest = min(16, per_sequence * per_chunk // 128, per_chunk * per_shard // 10)
+    assert breaks >= n_rows / max(1, longest) - 12
 
 
 def sequences_of_chunk(spec: StoreSpec, chunk: int) -> np.ndarray:

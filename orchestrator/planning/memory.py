@@ -12,6 +12,7 @@ from actors.grouper import BLOCK_VALUES
 from actors.harvester import SHARDS_AT_ONCE
 from actors.language_model import ModelShape
 from orchestrator.config import RunConfig
+from orchestrator.stores import window_chunks
 from orchestrator.sweeps.candidates import corners, largest_batch
 from sae.losses import auxk_size
 from storage.dtypes import stored_dtype
@@ -122,12 +123,12 @@ def _windows_bytes(cfg: RunConfig, train: StoreSpec, in_place: bool) -> int:
 
     Chunks that are read in place stay in the system's memory of files, which it takes back.
     """
-    noted = min(2 * cfg.sweep.window_chunks * train.chunk_rows, train.n_rows) * 3 * _INDEX
+    noted = min(2 * window_chunks(cfg, train) * train.chunk_rows, train.n_rows) * 3 * _INDEX
     return noted if in_place else noted + _chunk_bytes(cfg, train, 2)
 
 
 def _chunk_bytes(cfg: RunConfig, train: StoreSpec, n_windows: int) -> int:
-    rows = min(n_windows * cfg.sweep.window_chunks * train.chunk_rows, train.n_rows)
+    rows = min(n_windows * window_chunks(cfg, train) * train.chunk_rows, train.n_rows)
     return rows * train.d_model * stored_dtype(train.dtype).itemsize
 
 

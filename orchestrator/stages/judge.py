@@ -74,7 +74,7 @@ def judge(
         _refuse_another_model(
             said, sae, cfg, tokens.spec.tokenizer, stored.d_model, same_model, folder
         )
-    broken = [name for name, values in sae.state_dict().items() if not values.isfinite().all()]
+        broken = [name for name, values in sae.state_dict().items() if not values.isfinite().all()]
     if broken:
         raise UserError(
             f"{folder} holds numbers that are not finite ({', '.join(broken)}); it can't be judged: get it again "

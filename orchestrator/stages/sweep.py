@@ -31,7 +31,7 @@ from orchestrator.session import Session
 from orchestrator.shared_storage import SharedStorage
 from orchestrator.stages.group_file import GroupStage
 from orchestrator.stages.ring import harvesting_beside
-from orchestrator.stores import shards_within
+from orchestrator.stores import shards_within, window_chunks
 from orchestrator.sweeps.candidates import Candidate, candidates
 from orchestrator.sweeps.chunk_keeper import keeping_chunks
 from orchestrator.sweeps.data_wait import waiting
@@ -147,7 +147,8 @@ def train(
 def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]:
     """What turns a candidate into a trial of this run."""
     cfg, run = session.cfg, session.run
-    ring = run.ring if shards_within(cfg, ActivationStore.open(run.train).spec) else None
+    spec = ActivationStore.open(run.train).spec
+    ring, mixed = run.ring if shards_within(cfg, spec) else None, window_chunks(cfg, spec)
     layers = {group.id: group.layers for group in groups.grouping.groups}
     width, mean_norm = math.sqrt(session.shape.d_model), groups.report.mean_norm
 
@@ -161,7 +162,7 @@ def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]
             n_steps=math.ceil(cfg.sweep.tokens / found.fit.batch_tokens),
             seed=cfg.seed,
             layer_scale={layer: width / mean_norm[layer] for layer in layers[found.group]},
-            window_chunks=cfg.sweep.window_chunks,
+            window_chunks=mixed,
             checkpoint_seconds=cfg.sweep.checkpoint_seconds,
             train_store=run.train,
             validation_store=run.validation,

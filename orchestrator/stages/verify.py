@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -22,17 +23,14 @@ def verify(run: RunDirectory, console: Console) -> None:
         UserError: If something is damaged (with array, shard and chunk of each), or there is
             nothing to verify.
     """
-    there = {
-        where: kind
-        for where, kind in (
-            (run.tokens, "token"),
-            *(
-                (store, "activation")
-                for store in (run.pilot, run.validation, run.train, run.baselines.train)
-            ),
-        )
-        if where.names()
-    }
+    grouped, counted = run.groups.is_file(), run.rows.is_file()
+    stores = [
+        (run.tokens, "token", grouped),
+        *((store, "activation", grouped) for store in (run.pilot, run.validation)),
+        (run.train, "activation", counted),
+        (run.baselines.train, "activation", False),
+    ]
+    there = [store for store in stores if store[0].names()]
     if not there:
         raise UserError(
             f"{run.path} holds no store; give a run directory, or a configuration file whose run "
@@ -40,8 +38,8 @@ def verify(run: RunDirectory, console: Console) -> None:
         )
     found: dict[str, list[Damage]] = {}
     n_bytes = 0
-    for where, kind in there.items():
-        verification = Verification(where, kind)
+    for where, kind, complete in there:
+        verification = Verification(where, kind, complete=complete)
         with stage(
             console, f"verify {where.name.removesuffix('.zarr')}", verification.n_bytes, "bytes"
         ) as progress:
@@ -55,12 +53,17 @@ def verify(run: RunDirectory, console: Console) -> None:
         write_json(run.damage, rows)
         raise UserError(_told(run, found))
     run.damage.unlink(missing_ok=True)
-    console.print(
-        f"verify    {', '.join(where.name for where in there)}: {n_bytes / 1e6:,.0f} MB are as they "
-        "were written",
-        highlight=False,
-        soft_wrap=True,
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(
+        f"verify    {', '.join(where.name for where, *_ in there)}: {n_bytes / 1e6:,.0f} MB are as they "
+        "were written"
     )
+    gone = [where.name for where, _, complete in stores if complete and not where.names()]
+    if gone:
+        say(
+            f"verify    {', '.join(gone)}: not there any more; `strata harvest {run.path}` writes what is gone "
+            "again"
+        )
 
 
 def _told(run: RunDirectory, found: dict[str, list[Damage]]) -> str:

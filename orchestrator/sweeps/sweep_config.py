@@ -146,9 +146,9 @@ class SweepConfig:
     tokens: Annotated[int, Field(ge=1, le=10**12)] = 1_000_000
     """Activations each autoencoder is trained on; more than the store holds means more epochs."""
 
-    window_chunks: Positive = 64
+    window_chunks: Positive | None = None
     """Chunks mixed at a time; more is a better shuffle. Compressed ones, or those of a bucket, are held in
-    memory, two windows of them."""
+    memory, two windows of them. By default as many as `storage.windows.chunks_to_mix`."""
 
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Time between checkpoints of a trial: the most that a crash can cost."""
