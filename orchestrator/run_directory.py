@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator import config_file, run_lock
+from orchestrator import config_file, run_lock, seal
 from orchestrator.config import FREE_SETTINGS, RunConfig
 from orchestrator.errors import UserError
-from storage.files import write_file
+from storage.files import is_partial, write_file, writing
 from storage.metadata import has_metadata
 from storage.places import Place, place
 
@@ -47,7 +47,8 @@ class RunDirectory:
         run = cls.of(cfg)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            if not run.config.is_file() and any(f.name != "lock" for f in run.path.iterdir()):
+            others = (f.name for f in run.path.iterdir() if not is_partial(f.name))
+            if not run.config.is_file() and any(name != "lock" for name in others):
                 raise UserError(
                     f"{run.path} holds files but no run of strata; give a run_dir that is new or empty"
                 )
@@ -56,6 +57,10 @@ class RunDirectory:
             raise UserError(
                 f"{run.path} can't be written ({error.strerror}); set run_dir to a place that can"
             ) from None
+        if run.store.folder is not None:  # of another run directory another process may write there
+            with writing(run.store.folder):
+                run.store.folder.mkdir(parents=True, exist_ok=True)
+                run_lock.hold(run.store.folder)
         dumped = config_file.dump(cfg)
         run._own(place(run.path), dumped)
         if run.store != place(run.path):
@@ -142,6 +147,11 @@ class RunDirectory:
     def train(self) -> Place:
         """One activation per token and group."""
         return self.store / "train.zarr"
+
+    @property
+    def token_note(self) -> Path:
+        """Which tokens the stored activations are of."""
+        return self.path / "tokens.json"
 
     @property
     def groups(self) -> Path:
@@ -283,7 +293,9 @@ def read_json(path: Path, kind: type = dict) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         fault = None if isinstance(data, kind) else f"it holds no {kind.__name__}"
-    except ValueError as error:
+        if isinstance(data, dict):
+            data = seal.opened(data)
+    except (ValueError, RecursionError) as error:
         data, fault = None, str(error)
     if fault:
         raise UserError(
@@ -317,8 +329,9 @@ def read_summary(run: RunDirectory) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that the file is whole or absent."""
-    write_atomically(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Write JSON so that the file is whole or absent; an object with a checksum, which `read_json` looks at."""
+    held = seal.sealed(data) if isinstance(data, Mapping) else data
+    write_atomically(path, json.dumps(held, indent=1, allow_nan=False) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

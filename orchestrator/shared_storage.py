@@ -105,9 +105,15 @@ class SharedStorage:
                 found = self.store.hasty.read("config.yaml")
             except FileNotFoundError:
                 found = None
-            if found != self.config:
+            if found is None:
                 raise UserError(
                     _not_shared("harvest.store", str(self.store), node, self.driver["host"])
+                )
+            if found != self.config:
+                raise UserError(
+                    f"harvest.store: {self.store}, as seen on node {node}, belongs to another run than that of "
+                    f"{self.folder}: either two runs write there, or nodes do not see the same; give each run a "
+                    "harvest.store of its own, on storage that all nodes share"
                 )
         check_same(_strata(), self.strata, f"on {self.driver['host']}, which drives the run,")
 

@@ -203,7 +203,7 @@ class ActivationStore:
         """One array of a shard, with its columns: their files, and what it holds of each layer."""
         files: dict[str, FileRecord] = {}
         norm = rows.noted("norm")
-        self._check_finite(array, norm, row_layers)
+        self._check_finite(array, index, norm, row_layers)
         key = activation_file(array, index)
         parts = shard_parts(self._chunks(rows), self.spec.chunks_per_shard)
         files[key] = self.place.write(key, parts)
@@ -243,16 +243,21 @@ class ActivationStore:
     def _check_finite(
         self,
         array: str,
+        index: int,
         norm: Float32[np.ndarray, " rows"],
         row_layers: UInt8[np.ndarray, " rows"],
     ) -> None:
         finite = np.isfinite(norm)
         if not finite.all():
             layers = sorted({int(layer) for layer in row_layers[~finite]})
+            sequence, position = self.spec.rows_of(index)
+            first = int(np.argmin(finite))
             raise StoreError(
-                f"{(~finite).sum()} of {len(finite)} activations for {array} are not finite "
-                f"(layer {', '.join(map(str, layers))}); only finite ones can be stored: run the "
-                "model in another dtype (model.dtype: float32 or bfloat16), or check its weights"
+                f"{(~finite).sum()} of {len(finite)} activations for {array}, shard {index}, or their norms "
+                f"are not finite (layer {', '.join(map(str, layers))}; the first at position {position[first]} of "
+                f"sequence {sequence[first]} of {self.spec.split}), and other arrays were not looked at; only "
+                "finite ones can be stored: run the model in another dtype (model.dtype: float32 or bfloat16), "
+                "or check its weights"
             )
 
     def _chunks(self, rows: EncodedRows) -> Iterator[Bytes]:

@@ -3,3 +3,7 @@
 
 class StoreError(ValueError):
     """A store can't be created, written or read as asked; the message says what to do."""
+
+
+class VersionError(StoreError):
+    """A store is of another version of the format: nothing of it is damaged, or to be mended."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -69,6 +70,11 @@ def _write(path: Path, parts: Iterable[Bytes]) -> FileRecord:
         raise
     sync(path.parent)
     return record
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is what a call that was killed has left of another."""
+    return re.search(r"\.[0-9a-f]{32}\.partial$", name) is not None
 
 
 @contextmanager

@@ -30,6 +30,15 @@ ROOT_COLUMNS = {
 _LAYER_DTYPE, _NORM_DTYPE, _SCALE_DTYPE = np.dtype("u1"), np.dtype("<f4"), np.dtype("<f4")
 
 
+_WHOLE = ("d_model", "n_population", "n_sequences", "rows_per_sequence", "first_position")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys((*_WHOLE, "sequences_per_chunk", "chunks_per_shard", "seed"), int),
+    **dict.fromkeys(("split", "dtype", "codec"), str),
+    **dict.fromkeys(("layers", "groups", "scales"), list),
+}
+"""Of the values of a specification, as JSON has them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreSpec:
     """Everything that decides what a store holds, but for the model and the tokens."""
@@ -288,11 +297,23 @@ class StoreSpec:
                 f"the specification has the keys {sorted(data)}, and must have {sorted(known)}; "
                 "its file was edited or damaged, so harvest again into another folder"
             )
-        tuples = {
-            "layers": tuple(data["layers"]),
-            "groups": tuple(tuple(group) for group in data["groups"]),
-            "scales": tuple(data["scales"]),
-        }
+        for name, kinds in _KINDS.items():
+            if not isinstance(data[name], kinds) or isinstance(data[name], bool):
+                raise StoreError(
+                    f"the specification has {name} = {data[name]!r}, which is of another kind than it should "
+                    "be; its file was edited or damaged, so harvest again into another folder"
+                )
+        try:
+            tuples = {
+                "layers": tuple(data["layers"]),
+                "groups": tuple(tuple(group) for group in data["groups"]),
+                "scales": tuple(float(scale) for scale in data["scales"]),
+            }
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"the specification holds something else than lists of numbers ({error}); its file was edited "
+                "or damaged, so harvest again into another folder"
+            ) from error
         layers = (*tuples["layers"], *(layer for group in tuples["groups"] for layer in group))
         if not all(isinstance(layer, int) for layer in layers):  # names of arrays are made of them
             raise StoreError(

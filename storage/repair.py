@@ -7,7 +7,7 @@ specification, the model and the tokens, so what is written again equals what wa
 from collections.abc import Sequence
 
 from storage.commits import CommitLog
-from storage.errors import StoreError
+from storage.errors import StoreError, VersionError
 from storage.layout import StoreSpec
 from storage.metadata import write_metadata
 from storage.places import Place
@@ -23,6 +23,8 @@ def take_back_shards(place: Place, damages: Sequence[Damage]) -> None:
     """
     try:
         spec = StoreSpec.from_json(read_root(place, "activation").spec)
+    except VersionError:
+        raise
     except StoreError:
         place.delete(NAME)
         return

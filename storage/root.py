@@ -11,7 +11,7 @@ from typing import Any
 
 import google_crc32c
 
-from storage.errors import StoreError
+from storage.errors import StoreError, VersionError
 from storage.files import FileRecord
 from storage.places import Place, leads_out
 
@@ -33,12 +33,20 @@ class Root:
 
     def to_bytes(self) -> bytes:
         """The file that says so."""
-        body = {
+        return group_metadata({**self._body, "crc32c": self.crc32c})
+
+    @property
+    def crc32c(self) -> str:
+        """Checksum of all that it says."""
+        return _checksum(self._body)
+
+    @property
+    def _body(self) -> dict[str, Any]:
+        return {
             "strata_format": FORMAT_VERSION,
             "spec": self.spec,
             "files": {name: asdict(record) for name, record in sorted(self.files.items())},
         }
-        return group_metadata({**body, "crc32c": _checksum(body)})
 
 
 def group_metadata(attributes: Mapping[str, Any]) -> bytes:
@@ -60,14 +68,16 @@ def read_root(place: Place, kind: str) -> Root:
         kind: `activation` or `token`, for the message.
 
     Raises:
-        StoreError: If there is no store, or this version of Strata can't read it.
+        VersionError: If another version of the format stands there.
+        StoreError: If there is no store, or it is damaged.
     """
     try:
         attributes = json.loads(place.read(NAME))["attributes"]
         version = attributes["strata_format"]
-        if version == FORMAT_VERSION:
-            body = {key: attributes[key] for key in ("strata_format", "spec", "files")}
-            if attributes["crc32c"] != _checksum(body):
+        body = {key: attributes.get(key) for key in ("strata_format", "spec", "files")}
+        sound = attributes.get("crc32c") == _checksum({**body, "strata_format": FORMAT_VERSION})
+        if version == FORMAT_VERSION or sound:
+            if version != FORMAT_VERSION or not sound:
                 raise ValueError("its checksum does not match")
             files = {name: FileRecord(**record) for name, record in body["files"].items()}
             if any(map(leads_out, files)):
@@ -83,7 +93,7 @@ def read_root(place: Place, kind: str) -> Root:
             f"{NAME}); if it was one, `strata verify` and then `strata harvest` mend it, else give "
             "the folder of one"
         ) from error
-    raise StoreError(
+    raise VersionError(
         f"{place} has format version {version}, and this Strata reads {FORMAT_VERSION}; "
         "use the Strata that wrote it, or harvest again into another run directory"
     )

@@ -16,7 +16,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage.errors import StoreError
-from storage.files import FileRecord
+from storage.files import FileRecord, is_partial
 from storage.metadata import has_metadata
 from storage.places import Location, Place, place
 from storage.root import NAME, Root, check_file, read_root, write_root
@@ -81,6 +81,11 @@ class TokenStore:
                 )
         special_ids = tuple(root.spec["special_ids"])
         return cls(where, TokenSpec(**{**root.spec, "special_ids": special_ids}), root)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for stores that hold the same tokens."""
+        return self._root.crc32c
 
     @property
     def context(self) -> int:
@@ -195,7 +200,9 @@ class TokenWriter:
 def _clear(where: Place) -> None:
     """Remove what a writer that was killed has left, and nothing else."""
     names = where.names()
-    others = [name for name in names if not (name.endswith(NAME) or "/c/" in name)]
+    others = [
+        name for name in names if not (name.endswith(NAME) or "/c/" in name or is_partial(name))
+    ]
     if others:
         raise StoreError(
             f"{where} holds {others[0]}, which is no part of a token store; give a place that is "

@@ -4,12 +4,13 @@ What vouches for what: the root for itself and for the metadata (of a token stor
 a commit record for itself and for the files of its shard.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from storage.commits import CommitLog
-from storage.errors import StoreError
+from storage.errors import StoreError, VersionError
 from storage.files import FileRecord
 from storage.layout import StoreSpec
 from storage.places import Location, place
@@ -63,6 +64,9 @@ class Verification:
             location: Of the store.
             kind: `activation` or `token`.
             complete: Whether every shard was written, so that one without a record is damage.
+
+        Raises:
+            VersionError: If the store is of another version, which is no damage.
         """
         self.place = place(location)
         self.damages: list[Damage] = []
@@ -71,11 +75,13 @@ class Verification:
         try:
             root = read_root(self.place, kind)
             spec = StoreSpec.from_json(root.spec) if kind == "activation" else None
+        except VersionError:
+            raise
         except StoreError as error:
             self._found(NAME, None, str(error))
             return
-        if self.place.read(NAME) != root.to_bytes():
-            self._found(NAME, None, "its text is not what was written")
+        if json.loads(self.place.read(NAME)) != json.loads(root.to_bytes()):
+            self._found(NAME, None, "it is not what was written")
         for file, record in root.files.items():
             self._checks.append(_root_check(file, record))
         if spec:

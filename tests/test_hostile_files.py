@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from actors.errors import InputError
 from actors.language_model import describe
@@ -90,6 +91,18 @@ def test_a_specification_whose_layers_are_names_is_refused(tmp_path: Path):
         type(small_spec()).from_json(spec)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("d_model", "128"), ("layers", None), ("groups", [1, 2]), ("sequences_per_chunk", 4.5)),
+        *(("scales", [None]), ("seed", True), ("codec", 3)),
+    ],
+)
+def test_a_specification_of_other_kinds_is_refused(key: str, value: object):
+    with pytest.raises(StoreError, match="its file was edited or damaged"):
+        type(small_spec()).from_json({**small_spec().to_json(), key: value})
+
+
 def test_a_commit_record_of_other_files_is_damage_and_they_are_not_read(tmp_path: Path):
     store = filled_store(tmp_path / "store", small_spec())
     commits = CommitLog(store.place, store.spec.digest)
@@ -106,6 +119,27 @@ def test_groups_that_are_no_numbers_are_refused(run: RunDirectory, group: object
     edited(run.groups, lambda data: data["groups"][0].update(id=group))
     with pytest.raises(UserError, match=r"groups\.json is not what the grouping wrote"):
         load_groups(run)
+
+
+def test_groups_are_read_as_the_grouping_wrote_them_and_not_otherwise(run: RunDirectory):
+    def shortened(data: dict[str, Any]) -> None:
+        norms = data["row_filter"]["median_norms"]
+        norms["1"] = norms["1"] / 10
+
+    load_groups(run)
+    data = json.loads(run.groups.read_text())
+    shortened(data)
+    run.groups.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"groups\.json .*its checksum does not match.*edited"):
+        load_groups(run)
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"train.zarr": 3}', '{"train.zarr": [{"file": 1}]}'])
+def test_a_note_of_damage_that_can_not_be_read_is_asked_for_again(run: RunDirectory, text: str):
+    run.damage.write_text(text)
+    with pytest.raises(UserError, match=r"damage\.json .* run `strata verify .*` again"):
+        take_back(run, Console(quiet=True))
+    assert run.damage.is_file()
 
 
 @pytest.mark.parametrize("trial", ["../../outside", "/tmp/outside", "..", "", ".", 3])

@@ -153,6 +153,35 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path):
     assert read_json(tmp_path / "groups.json", list) == []
 
 
+def test_what_a_kill_has_left_of_the_first_write_hinders_nobody(cfg: RunConfig):
+    cfg.run_dir.mkdir()
+    (cfg.run_dir / f"config.yaml.{'0a' * 16}.partial").write_text("na")
+    assert RunDirectory.claim(cfg).config.is_file()
+    assert len(list(cfg.run_dir.glob("*.partial"))) == 0
+
+
+def test_a_store_elsewhere_has_one_process_too_whatever_its_run_directory(
+    cfg: RunConfig, tmp_path: Path
+):
+    store = tmp_path / "store"
+    store.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, store],
+        cwd=Path(__file__).resolve().parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    harvest = dataclasses.replace(cfg.harvest, store=str(store))
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"store is at work already, by process {child.pid}"):
+            RunDirectory.claim(dataclasses.replace(cfg, harvest=harvest))
+    finally:
+        child.kill()
+        child.communicate()
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

@@ -59,3 +59,26 @@ def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
     assert kept.stat().st_mtime_ns == stamp
     status, output = strata("verify", config)
     assert status == 0, output
+
+
+@pytest.mark.timeout(900)
+def test_stores_and_tokens_that_were_exchanged_are_refused(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    shutil.copytree(finished[0].parent / "runs", tmp_path / "runs")
+    run, config = tmp_path / "runs" / "small", write_config(tmp_path)
+    (run / "pilot.zarr").rename(run / "held")
+    (run / "validation.zarr").rename(run / "pilot.zarr")
+    (run / "held").rename(run / "validation.zarr")
+    status, output = strata("harvest", config)
+    assert status == 2
+    assert "is there with another specification (split" in output
+
+    (run / "pilot.zarr").rename(run / "held")
+    (run / "validation.zarr").rename(run / "pilot.zarr")
+    (run / "held").rename(run / "validation.zarr")
+    note = run / "tokens.json"
+    note.write_text(note.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    status, output = strata("harvest", config)
+    assert status == 2
+    assert "holds other tokens than those whose activations this run has stored" in output

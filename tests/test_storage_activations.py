@@ -219,7 +219,9 @@ def test_activations_that_are_not_finite_are_refused_by_layer(tmp_path):
         x = activation(sequence, position, layers, store.spec.d_model)
         x[row, 3] = value
         arrays |= encoded(store.spec, 0, {"groups/0": x})
-        with pytest.raises(StoreError, match=r"1 of 30 .* not finite \(layer 2\).*model\.dtype"):
+        with pytest.raises(
+            StoreError, match=r"1 of 30 .* not finite \(layer 2; the first at .*model\.dtype"
+        ):
             store.write_shard(0, arrays, columns)
     assert store.missing() == [0, 1, 2, 3]
 
@@ -304,7 +306,7 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     store = ActivationStore.create(tmp_path / "s", small_spec())
     root = store.place.folder / "zarr.json"
     metadata = json.loads(root.read_text())
-    metadata["attributes"]["strata_format"] = 3
+    metadata["attributes"] |= {"strata_format": 3, "crc32c": "of version 3"}
     root.write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="format version 3, and this Strata reads 2"):
         ActivationStore.open(store.place.folder)

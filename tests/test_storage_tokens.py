@@ -106,3 +106,14 @@ def test_a_flipped_byte_is_found_when_read(tmp_path: Path):
     shard.write_bytes(data)
     with pytest.raises(StoreError, match="train/ids is damaged"):
         TokenStore.open(tmp_path / "tokens.zarr").ids("train", np.arange(64))
+
+
+def test_what_a_kill_has_left_while_a_store_was_sealed_is_removed(tmp_path: Path):
+    store = tmp_path / "tokens.zarr"
+    for name in ("train/zarr.json", "zarr.json", "train/ids/c/0/0"):
+        partial = store / f"{name}.{'0a' * 16}.partial"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text("half")
+    write(store, {"train": np.ones((2, 5), np.uint32)})
+    assert TokenStore.open(store).n_sequences("train") == 2
+    assert not list(store.rglob("*.partial"))

@@ -1,5 +1,6 @@
 """Damage is found and named, is mended by writing the shard again, and never gives other numbers."""
 
+import json
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 from storage import tokens
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
-from storage.errors import StoreError
+from storage.errors import StoreError, VersionError
 from storage.hygiene import Hygiene, RowFilter
 from storage.places import place
 from storage.repair import take_back_shards, take_back_tokens
-from storage.root import NAME
+from storage.root import NAME, group_metadata
 from storage.tokens import TokenSpec, TokenStore, TokenWriter
 from storage.verify import Damage, Verification, damaged_shards
 from tests.stores import files_of, filled_store, small_spec
@@ -193,3 +194,19 @@ def test_a_token_file_that_is_gone_is_an_error_and_never_zeros(tmp_path: Path):
     (path / "train/ids/c/0/0").unlink()
     with pytest.raises(StoreError, match="train/ids/c/0/0 is gone"):
         TokenStore.open(path)
+
+
+def test_a_store_of_another_version_is_no_damage_and_nothing_of_it_is_taken_back(tmp_path):
+    path = filled_store(tmp_path / "s", SPEC).place.folder
+    root = path / NAME
+    attributes = json.loads(root.read_text())["attributes"]
+    root.write_bytes(group_metadata({**attributes, "strata_format": 3, "crc32c": "of version 3"}))
+    before = files_of(path)
+    with pytest.raises(VersionError, match="format version 3"):
+        Verification(path, "activation")
+    with pytest.raises(VersionError):
+        take_back_shards(place(path), [Damage(file=NAME, shard=None, chunks=(), what="damaged")])
+    assert files_of(path) == before
+    # The same digit by damage: the rest is still that of the version before.
+    root.write_bytes(group_metadata({**attributes, "strata_format": 3}))
+    assert [damage.file for damage in verified(path)] == [NAME]

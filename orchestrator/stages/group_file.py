@@ -41,8 +41,8 @@ def load_groups(run: RunDirectory) -> GroupStage:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{run.groups} is not what the grouping wrote ({error!r}); restore it, or delete it, and "
-            "the same command makes it again from the pilot"
+            f"{run.groups} is not what the grouping wrote ({error!r}); it is damaged, or was edited: restore "
+            "it, or delete it, and the same command makes it again from the pilot"
         ) from None
 
 

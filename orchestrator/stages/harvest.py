@@ -18,6 +18,7 @@ from orchestrator.pool import Pool
 from orchestrator.progress import Figures
 from orchestrator.run_directory import write_json
 from orchestrator.session import Session
+from orchestrator.stages.same_tokens import note_tokens
 from orchestrator.stores import n_sequences, shards_within, store_spec
 from storage.activations import ActivationStore
 from storage.dtypes import power_of_two_scale
@@ -42,6 +43,7 @@ def pack(session: Session) -> TokenStore:
             packer.pack(run.tokens, asked, cfg.seed, on_tokens=progress.advance)
         session.say(f"pack      {total:,} tokens in contexts of {session.context}")
     tokens = TokenStore.open(run.tokens)
+    note_tokens(run, tokens)
     counts = {f"{of}_sequences": tokens.n_sequences(of) for of in ("train", "validation")}
     session.tracker.stage("pack", params={"context": session.context}, metrics=counts)
     return tokens
@@ -50,10 +52,10 @@ def pack(session: Session) -> TokenStore:
 def harvest_pilot(session: Session, tokens: TokenStore, pool: Pool) -> None:
     """Fill the pilot and validation stores: every layer, a small sample."""
     run = session.run
-    if not (has_metadata(run.pilot) and has_metadata(run.validation)):
-        scales = _calibrated_scales(session, tokens, pool)
-        for name, path in (("pilot", run.pilot), ("validation", run.validation)):
-            ActivationStore.create(path, _spec(session, tokens, name, scales))
+    there = [path for path in (run.pilot, run.validation) if has_metadata(path)]
+    scales = _scales_of(there[0]) if there else _calibrated_scales(session, tokens, pool)
+    for name, path in (("pilot", run.pilot), ("validation", run.validation)):
+        ActivationStore.create(path, _spec(session, tokens, name, scales))
     _fill(session, "pilot", [run.pilot, run.validation], pool)
     if session.cfg.harvest.dtype == "int8":
         _tell_rounding(session)
@@ -113,9 +115,12 @@ def train_spec(
     session: Session, tokens: TokenStore, groups: tuple[tuple[int, ...], ...]
 ) -> StoreSpec:
     """The store to train on, for these groups; scales are the pilot's, which must be there."""
-    pilot = ActivationStore.open(session.run.pilot).spec
-    scales = dict(zip(pilot.layers, pilot.scales, strict=True))
-    return _spec(session, tokens, "train", scales, groups)
+    return _spec(session, tokens, "train", _scales_of(session.run.pilot), groups)
+
+
+def _scales_of(store: Place) -> dict[int, float]:
+    spec = ActivationStore.open(store).spec
+    return dict(zip(spec.layers, spec.scales, strict=True))
 
 
 def count(session: Session, row_filter: RowFilter) -> None:

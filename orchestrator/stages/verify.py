@@ -3,13 +3,13 @@
 import os
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from rich.console import Console
 
 from orchestrator.errors import UserError
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, write_json
+from storage.metadata import has_metadata
 from storage.repair import take_back_shards, take_back_tokens
 from storage.verify import Damage, Verification, damaged_shards
 
@@ -25,12 +25,17 @@ def verify(run: RunDirectory, console: Console) -> None:
     """
     grouped, counted = run.groups.is_file(), run.rows.is_file()
     stores = [
-        (run.tokens, "token", grouped),
+        (run.tokens, "token", grouped or has_metadata(run.pilot)),
         *((store, "activation", grouped) for store in (run.pilot, run.validation)),
         (run.train, "activation", counted),
         (run.baselines.train, "activation", False),
     ]
-    there = [store for store in stores if store[0].names()]
+    # Files that no root stands beside count for nothing; of a store that was complete it is missed.
+    there = [
+        (where, kind, complete)
+        for where, kind, complete in stores
+        if has_metadata(where) or (complete and where.names())
+    ]
     if not there:
         raise UserError(
             f"{run.path} holds no store; give a run directory, or a configuration file whose run "
@@ -92,16 +97,28 @@ def take_back(run: RunDirectory, console: Console) -> None:
     """Uncommit what `verify` found damaged, so that the harvest that follows writes it again."""
     if not run.damage.is_file():
         return
-    rows: dict[str, list[dict[str, Any]]] = read_json(run.damage)
-    for name, damages in rows.items():
+    for name, damages in _noted(run).items():
         where = run.store / name
         if where == run.tokens:
             take_back_tokens(where)
         else:
-            found = [Damage(**{**row, "chunks": tuple(row["chunks"])}) for row in damages]
-            take_back_shards(where, found)
+            take_back_shards(where, damages)
         console.print(
             f"harvest   {name}: what `strata verify` found damaged is written again",
             highlight=False,
         )
     run.damage.unlink()
+
+
+def _noted(run: RunDirectory) -> dict[str, list[Damage]]:
+    """By store, what the last `verify` found."""
+    try:
+        return {
+            name: [Damage(**{**row, "chunks": tuple(row["chunks"])}) for row in damages]
+            for name, damages in read_json(run.damage).items()
+        }
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{run.damage} is not what `strata verify` wrote ({error}), so what is damaged is not known; run "
+            f"`strata verify {run.path}` again, and then this"
+        ) from error

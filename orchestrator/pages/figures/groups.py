@@ -47,7 +47,7 @@ def distance_matrix(report: DistanceReport, grouping: Grouping) -> Figure:
 
 def _frame_cell(axes: Axes, i: int, j: int, rows: Sequence[int]) -> None:
     """Draw those sides of the cell (i, j) that are a border of its group."""
-    style: dict[str, Any] = {"color": COLOURS[1], "linewidth": 2.5}
+    style: dict[str, Any] = {"color": COLOURS[1], "linewidth": 2.5, "clip_on": False}
     for di, dj, x, y in (
         (-1, 0, (-0.5, 0.5), (-0.5, -0.5)),
         (1, 0, (-0.5, 0.5), (0.5, 0.5)),
@@ -110,6 +110,7 @@ def amad_curve(grouping: Grouping, threshold: float) -> Figure:
         textcoords="offset points",
         color=COLOURS[1],
         weight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
     )
     axes.set(xlabel="groups G", ylabel="AMAD")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -61,5 +61,6 @@ strata.chip = (text) => {
 
 strata.number = (value) => {
   if (value === 0) return "0";
-  return value < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+  if (value < 0.001) return value.toExponential(1);
+  return value < 999.5 ? value.toPrecision(3) : Math.round(value).toLocaleString("en");
 };

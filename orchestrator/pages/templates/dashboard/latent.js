@@ -31,6 +31,7 @@ strata.showLatent = async (group, j) => {
       el("h3", {}, "Top contexts"),
       contexts.length ? el("ol", { class: "contexts" }, ...contexts) : el("p", { class: "soft" }, "It never fires here."),
     );
+    document.title = `Latent ${j} of group ${group.id}, ${strata.title}`;
     document.body.dataset.ready = `latent ${j}`;
   } catch (error) {
     page.replaceChildren(strata.steps(group, j), el("p", { role: "alert" }, error.message));

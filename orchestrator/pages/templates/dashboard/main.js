@@ -5,18 +5,25 @@ strata.route = () => {
   const run = strata.files.get("run"), address = /^#g(\d+)(?:\/(\d+))?$/.exec(location.hash) ?? [];
   const group = run.groups.find((g) => g.id === Number(address[1])) ?? run.groups[0];
   const isOther = group !== strata.group;
+  document.title = strata.title;
   strata.group = group;
   for (const link of document.querySelectorAll("#groups a")) {
     if (link.hash === `#g${group.id}`) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
   }
-  const j = address[2] !== undefined && Number(address[2]) < group.n_latents ? Number(address[2]) : null;
+  const j = address[2] === undefined ? null : Number(address[2]);
+  const isKnown = location.hash === "" || (address[1] !== undefined && group.id === Number(address[1]) && !(j >= group.n_latents));
   const was = strata.open;
   strata.open = j === null ? null : `${group.id}/${j}`;
-  document.getElementById("list").hidden = j !== null;
-  document.getElementById("latent").hidden = j === null;
+  document.getElementById("list").hidden = j !== null || !isKnown;
+  document.getElementById("latent").hidden = j === null && isKnown;
   const listed = isOther ? strata.updateList() : Promise.resolve();
-  if (j !== null) {
+  if (!isKnown) {
+    const there = run.groups.map((g) => `#g${g.id}/0 to #g${g.id}/${g.n_latents - 1}`).join(", ");
+    document.getElementById("latent").replaceChildren(strata.steps(group, j),
+      strata.el("p", { role: "alert" }, `There is nothing at ${location.hash}; latents are ${there}: correct the address, or go to the list.`));
+    listed.then(() => { document.body.dataset.ready = "nothing"; });
+  } else if (j !== null) {
     document.getElementById("latent").replaceChildren(strata.el("p", { class: "soft" }, "Loading ..."));
     listed.then(() => strata.showLatent(group, j)).then(() => document.getElementById("latent").focus({ preventScroll: true }));
     scrollTo(0, 0);
@@ -52,7 +59,9 @@ strata.start = async () => {
       if (event.key !== "Enter") return;
       clearTimeout(timer);
       await strata.updateList();
-      document.querySelector("#rows a")?.click();
+      const number = strata.numberIn(strata.group, get("query").value, get("where").value);
+      if (number === null) document.querySelector("#rows a")?.click();
+      else location.hash = `#g${strata.group.id}/${number}`;
     });
     for (const id of ["where", "alive"]) get(id).addEventListener("change", strata.updateList);
     get("sort").addEventListener("change", () => { strata.list.descending = get("sort").value !== "number"; strata.updateList(); });
@@ -68,4 +77,5 @@ strata.start = async () => {
   }
 };
 
+strata.title = document.title;
 strata.start();

@@ -1,15 +1,19 @@
 "use strict";
 /* Which latents a query finds: by number, by decoded tokens, by the text of their contexts. */
 
+/* The latent whose number a query is, if it may be one. */
+strata.numberIn = (group, query, where) => {
+  const number = where === "all" || where === "number" ? /^\s*#?(\d+)\s*$/.exec(query) : null;
+  return number && Number(number[1]) < group.n_latents ? Number(number[1]) : null;
+};
+
 /* 1 for each latent that is found. */
 strata.search = async (group, index, query, where) => {
   const found = new Uint8Array(group.n_latents);
   // A field can't hold new lines or tabs; their signs on the page stand for them.
   const wanted = query.toLowerCase().replaceAll("↵", "\n").replaceAll("⇥", "\t");
-  if (where === "all" || where === "number") {
-    const number = /^\s*#?(\d+)\s*$/.exec(query);
-    if (number && Number(number[1]) < found.length) found[Number(number[1])] = 1;
-  }
+  const number = strata.numberIn(group, query, where);
+  if (number !== null) found[number] = 1;
   if (index.decoded && (where === "all" || where === "decoded")) {
     const hits = index.strings.map((text) => text.toLowerCase().includes(wanted));
     index.decoded.forEach((string, entry) => {
