@@ -80,7 +80,15 @@ class RunDirectory:
         whole = run.pareto.is_file() and run.cards.is_file() and not run.damage.is_file()
         if not whole or read_json(run.cards).get("tolerance") != cfg.evaluate.tolerance:
             return None
-        return run if read_json(run.summary)["mlflow"]["complete"] else None
+        data = read_summary(run)
+        judged = (
+            run.evaluations / winner["trial"] / f"layer-{layer}.json"
+            for group in data["groups"]
+            for winner in group.get("winners", ())
+            for layer in group["layers"]
+        )
+        told = data.get("mlflow", {}).get("complete")
+        return run if told and all(file.is_file() for file in judged) else None
 
     def _own(self, where: Place, dumped: str) -> None:
         """Write the configuration there, or compare it with the one that is there.
@@ -299,7 +307,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
         data, fault = None, str(error)
     if fault:
         raise UserError(
-            f"{path} is damaged ({fault}); delete it, and the same command makes it again"
+            f"{path} is damaged ({fault}); delete it: `strata run`, or the command that made it, makes it "
+            "again"
         )
     return data
 

@@ -278,7 +278,8 @@ def _write(text: str) -> None:
 
 def _console() -> Console:
     # A log file has no width of its own; a table must not be cut to 80 characters there.
-    return Console(width=None if sys.stdout.isatty() else 140)
+    # Nor is what stands in brackets, in a path for instance, ever a mark for the terminal.
+    return Console(width=None if sys.stdout.isatty() else 140, markup=False)
 
 
 def _demo_config() -> Path:

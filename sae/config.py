@@ -85,7 +85,7 @@ class SaeConfig:
         sizes = (self.d_model, self.d_sae, self.k)
         if not all(isinstance(size, int) for size in sizes) or min(sizes) < 1:
             raise ValueError(
-                f"d_model={self.d_model}, d_sae={self.d_sae}, k={self.k}: each is a whole number "
+                f"d_model={self.d_model!r}, d_sae={self.d_sae!r}, k={self.k!r}: each is a whole number "
                 "from 1; correct the one below"
             )
         if self.k > self.d_sae:

@@ -18,7 +18,7 @@ from orchestrator.config import TrackingConfig
 from orchestrator.errors import UserError
 from orchestrator.progress_file import ProgressFile
 from orchestrator.redaction import redacted
-from orchestrator.run_directory import RunDirectory, read_summary, write_json
+from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.stages.group_file import load_groups
 from orchestrator.stages.verify import take_back
 from orchestrator.sweeps.suggestions import Suggestions
@@ -198,7 +198,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Pa
     link.symlink_to(target)
     write_json(link, {"new": True})
     assert target.read_text() == "kept"
-    assert json.loads(link.read_text()) == {"new": True}
+    assert read_json(link) == {"new": True}
     assert not link.is_symlink()
 
 

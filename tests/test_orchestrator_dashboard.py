@@ -156,7 +156,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Any):
         assert marked[0] == shown
         assert texts_of(page, "#latent section:nth-of-type(3) .chip") == [shown]
         assert texts_of(page, "ol.contexts li .soft")[0] == (
-            f"3 at layer 9; document {100 + latent}, sequence 4, position {latent}"
+            f"3.00 at layer 9; document {100 + latent}, sequence 4, position {latent}"
         )
     assert page.execute_script("return window.harmed") is None
     assert texts_of(page, "h1") == ["Latents of <b>demo</b>"]
@@ -178,7 +178,7 @@ def test_nothing_is_loaded_but_the_files_beside_the_page(page: Any, folder: Path
 
 def test_a_latent_has_its_figures_layers_and_contexts(page: Any):
     open_latent(page, 0)
-    assert texts_of(page, ".card b") == ["1.67 %", "4", "1.25", "3", "1.75"]
+    assert texts_of(page, ".card b") == ["1.67 %", "4", "1.25", "3.00", "1.75"]
     rows = texts_of(page, "#latent section:nth-of-type(2) tbody tr")
     assert rows == ["425 %1.67 %", "975 %1.67 %"]
     assert len(texts_of(page, "#latent svg rect")) == 32
@@ -188,8 +188,8 @@ def test_a_latent_has_its_figures_layers_and_contexts(page: Any):
         """return [...document.querySelectorAll("ol.contexts .text")].map(
              (text) => [...text.children].map((token) => [token.localName, token.title]))"""
     )
-    assert first[0] == ["mark", "3"]
-    assert first[5] == ["bdi", "0.75"]
+    assert first[0] == ["mark", "3.00"]
+    assert first[5] == ["bdi", "0.750"]
     assert [name for name, _ in second].index("mark") == 5
     assert len(first) == 1 + AFTER
     assert len(second) == 5 + 1 + AFTER

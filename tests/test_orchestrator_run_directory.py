@@ -145,7 +145,7 @@ def test_stage_seconds_add_up_over_calls(cfg: RunConfig):
 
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path):
     (tmp_path / "groups.json").write_text("{")
-    with pytest.raises(UserError, match=r"groups\.json is damaged .* delete it, and the same"):
+    with pytest.raises(UserError, match=r"groups\.json is damaged .* delete it: `strata run`"):
         read_json(tmp_path / "groups.json")
     (tmp_path / "groups.json").write_text("[]")
     with pytest.raises(UserError, match=r"groups\.json is damaged \(it holds no dict\)"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from tests.runs import SMALL_RUN, harvested, start, strata, wait_until
 from tests.test_run_given_up import results, there, weights
@@ -59,3 +60,33 @@ def test_a_sweep_whose_node_is_killed_is_continued_by_the_same_command(
     assert status == 0, output
     assert weights(run) == weights(finished[0].parent / "runs" / "small")
     assert {name: results(run)[name] for name in before} == before, "done twice"
+
+
+@pytest.mark.crash
+def test_a_damaged_checkpoint_is_told_after_the_other_trials_and_deleted_it_is_made_again(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    driver, config, run = begun(tmp_path, finished[0])
+    driver.kill()
+    driver.communicate()
+    [*damaged] = run.glob("trials/*/fit.safetensors")
+    for file in damaged:
+        data = bytearray(file.read_bytes())
+        data[-1000] ^= 1  # of a weight, where safetensors sees nothing
+        file.write_bytes(data)
+    status, output = strata("sweep", config)
+    assert status == 2, output
+    assert "Traceback" not in output
+    assert "fit.safetensors is damaged (its tensors are not those that were written)" in output
+    assert "delete that file" in output
+    left = [file for file in damaged if not (file.parent / "result.json").is_file()]
+    assert len(results(run)) == 4 - len(left)
+    client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+    [experiment] = [e for e in client.search_experiments() if e.name == "test"]
+    trials = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    assert {trial.info.status for trial in trials} <= {"FINISHED", "FAILED"}
+    for file in left:
+        file.unlink()
+    status, output = strata("sweep", config)
+    assert status == 0, output
+    assert weights(run) == weights(finished[0].parent / "runs" / "small")

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.pages.figures.progressive import ORDERS, mean_curves
@@ -23,7 +22,7 @@ def show(console: Console, run: RunDirectory, curves: Mapping[str, Reports]) -> 
     """
     for trial, reports in curves.items():
         console.print(_table(trial, reports))
-        law = escape(_law(reports[0]["power_laws"]["energy"]))
+        law = _law(reports[0]["power_laws"]["energy"])
         console.print(law, highlight=False, soft_wrap=True)
     causal = all(reports[0]["n_tokens"] is not None for reports in curves.values())
     console.print(
@@ -45,9 +44,7 @@ def _table(trial: str, reports: Reports) -> Table:
     causal = reports[0]["n_tokens"] is not None
     table.add_column("latents", justify="right")
     for order in means:
-        table.add_column(
-            f"{escape(ORDERS[order])}\nFVU{'    CE' if causal else ''}", justify="right"
-        )
+        table.add_column(f"{ORDERS[order]}\nFVU{'    CE' if causal else ''}", justify="right")
     by_size = {order: {point["size"]: point for point in points} for order, points in means.items()}
     for size in by_size["energy"]:
         table.add_row(str(size), *(_cell(points.get(size)) for points in by_size.values()))

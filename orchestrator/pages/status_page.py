@@ -25,7 +25,7 @@ def show(console: Console, found: Status) -> None:
         lines.append(f"error:  {found['error']}")
     if found["state"] in ("failed", "interrupted"):
         lines.append(f"        `strata run {found['run_dir']}` goes on with it")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def _state(found: Status) -> str:

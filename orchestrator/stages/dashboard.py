@@ -77,14 +77,14 @@ def _write_text(run: RunDirectory, spec: StoreSpec, tokens: TokenStore, text: To
     """The text that contexts are shown from, a block of sequences at a time."""
     folder = run.dashboard / "data" / "text"
     identity = {"version": _VERSION, "store": spec.digest, "tokenizer": tokens.spec.tokenizer}
-    if (folder / "made.json").is_file() and read_json(folder / "made.json") == identity:
+    if _read_made(folder).get("identity") == identity:
         return
     shutil.rmtree(folder, ignore_errors=True)
     sequences, step = stored_sequences(spec), pages.block_sequences(tokens.context)
     for block, first in enumerate(range(0, len(sequences), step)):
         some = sequences[first : first + step]
         pages.write_text(run.dashboard, block, some, tokens.ids(_SPLIT, some), text)
-    write_json(folder / "made.json", identity)
+    write_json(folder / "made.json", {"identity": identity, "files": _sizes(folder)})
 
 
 def _write_groups(
@@ -115,7 +115,7 @@ def _write_groups(
             folder = _folder(run, group)
             shutil.rmtree(folder, ignore_errors=True)
             entry = pages.write_group(run.dashboard, group["id"], report, ids, documents, text)
-            made = {"identity": identities[group["id"]], "entry": entry}
+            made = {"identity": identities[group["id"]], "entry": entry, "files": _sizes(folder)}
             write_json(folder / "made.json", made)
             progress.advance(1, f"group {group['id']}")
         seconds = progress.seconds
@@ -162,9 +162,20 @@ def _folder(run: RunDirectory, group: Group) -> Path:
 
 
 def _made(run: RunDirectory, group: Group) -> dict[str, Any]:
-    """What is said of a group's pages, written after them; empty if they are not whole."""
-    file = _folder(run, group) / "made.json"
-    return read_json(file) if file.is_file() else {}
+    """What is said of a group's pages; empty if they are not whole."""
+    return _read_made(_folder(run, group))
+
+
+def _read_made(folder: Path) -> dict[str, Any]:
+    """What is said of the data in a folder, written after it; empty if it is not whole."""
+    file = folder / "made.json"
+    made = read_json(file) if file.is_file() else {}
+    return made if made.get("files") == _sizes(folder) else {}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of data."""
+    return {file.name: file.stat().st_size for file in sorted(folder.glob("*.js"))}
 
 
 def _not_decoded(cfg: RunConfig) -> str:

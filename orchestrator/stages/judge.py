@@ -18,7 +18,8 @@ from actors.model_origin import revision
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.labels import figure
-from orchestrator.run_directory import RunDirectory, read_json, write_json
+from orchestrator.run_directory import RunDirectory, write_json
+from orchestrator.stages.evaluate import reports
 from orchestrator.stages.group import load_groups
 from orchestrator.stages.same_model import check_model
 from sae import checkpoint
@@ -116,7 +117,9 @@ def _telling_what_is_wrong(folder: Path) -> Iterator[None]:
         raise
     except ValueError as error:
         text = str(error)
-        raise UserError(text if str(folder) in text else f"{folder}: {text}") from error
+        if str(folder) not in text:
+            text = f"{folder}: {text}. Its files say so: fetch or export it again, or correct them"
+        raise UserError(text) from error
     except (
         OSError,
         RuntimeError,
@@ -196,10 +199,11 @@ def _table(run: RunDirectory, name: str, layer: int, report: Mapping[str, Any]) 
     table = Table(title=f"Layer {layer}", title_justify="left", pad_edge=False)
     for column in ("autoencoder", *_COLUMNS.values()):
         table.add_column(column, justify="left" if column == "autoencoder" else "right")
-    own = {
-        file.parent.name: read_json(file)
+    known = {
+        file.parent.name: reports(run, file.parent.name, [layer])
         for file in sorted(run.evaluations.glob(f"*/layer-{layer}.json"))
     }
+    own = {name: found[layer] for name, found in known.items() if found}
     for label, found in {name: report, **own}.items():
         table.add_row(label, *(figure(found.get(key), ".4f") for key in _COLUMNS))
     return table
