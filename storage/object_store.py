@@ -5,6 +5,7 @@ there: a location has none, and of an error only its kind, the HTTP status and t
 are told, since servers repeat parts of a request in their answers.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -182,8 +183,12 @@ class ObjectPlace(Place):
                 no_parts = writes and (gone or _NO_BLOCKS in text)
                 if attempt < _ATTEMPTS and (no_parts or _BROKEN_OFF in text):
                     continue
-                if gone and not writes:
-                    raise
+                if (
+                    gone and not writes
+                ):  # without the server's text, which may repeat what it was sent
+                    raise FileNotFoundError(
+                        errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{name}"
+                    ) from None
                 raise self._fault(what, name, error) from None
         raise AssertionError("unreachable")
 

@@ -188,6 +188,14 @@ def test_a_server_that_does_not_answer_is_given_up_in_the_stated_time(scheme, mo
             ObjectPlace(f"{scheme}://{BUCKET}/x", **HASTE).write("y", [b"1"])
 
 
+def test_an_object_that_is_gone_is_told_without_what_the_server_repeats(scheme, monkeypatch):
+    with refusing_server(404) as endpoint:
+        use(monkeypatch, endpoint, scheme)
+        with pytest.raises(FileNotFoundError) as error:
+            place(f"{scheme}://{BUCKET}/x").read("y")
+    assert str(error.value) == f"[Errno 2] No such file or directory: '{scheme}://{BUCKET}/x/y'"
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_credentials_are_said_so_and_not_repeated(scheme, monkeypatch, status):
     with refusing_server(status) as endpoint:
