@@ -238,7 +238,7 @@ def _rows(
                     ratio=one / many,
                     at_least=AT_LEAST,
                     aim=1.0,
-                    seconds=[many, one],
+                    values=[many, one],
                     versions={"ray": version("ray")},
                 )
             )

@@ -104,7 +104,7 @@ def measure(page: Path, profile: Path, d_sae: int, loads: int) -> list[Row]:
             ratio=ASKED_SECONDS / statistics.median(seconds[key]),
             at_least=at_least,
             aim=None,
-            seconds=[statistics.median(seconds[key]), ASKED_SECONDS],
+            values=[statistics.median(seconds[key]), ASKED_SECONDS],
             versions=versions,
         )
         for key, (name, at_least) in names.items()

@@ -67,7 +67,7 @@ def rows(grid: Sequence[Result], stopped: Sequence[Result]) -> list[Row]:
             ratio=steps[1] / steps[0],
             at_least=1 / AT_MOST_STEPS,
             aim=None,
-            seconds=steps,
+            values=steps,
             versions=versions,
             unit="",
         )
@@ -81,7 +81,7 @@ def rows(grid: Sequence[Result], stopped: Sequence[Result]) -> list[Row]:
                 ratio=theirs["fvu"] / ours["fvu"],
                 at_least=1 / AT_MOST_FVU,
                 aim=1.0,
-                seconds=[ours["fvu"], theirs["fvu"]],
+                values=[ours["fvu"], theirs["fvu"]],
                 versions=versions,
                 unit="",
             )

@@ -105,7 +105,7 @@ def measure(size: Size, pairs: int, threads: int, device: str = "cpu") -> list[R
                     ratio=statistics.median(theirs / ours for ours, theirs in times),
                     at_least=0.95 if device == "cpu" else 0.9,
                     aim=None,
-                    seconds=[statistics.median(column) for column in zip(*times, strict=True)],
+                    values=[statistics.median(column) for column in zip(*times, strict=True)],
                     versions={name: version(name) for name in ("torch", "transformers", "zarr")},
                 )
             )

@@ -49,7 +49,7 @@ def measure() -> list[Row]:
             ratio=means[1] / means[0],
             at_least=0.995,
             aim=None,
-            seconds=means,
+            values=means,
             versions={name: version(name) for name in ("torch", "zarr")},
             unit="",
         )

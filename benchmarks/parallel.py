@@ -96,7 +96,7 @@ def rows_of(name: str, size: Size, ranks: int, one: Found, many: Found, payload:
             ratio=theirs / ours,
             at_least=at_least,
             aim=None,
-            seconds=[ours, theirs],
+            values=[ours, theirs],
             versions=many.versions,
             unit="s" if what == "a step" else "bytes",
         )

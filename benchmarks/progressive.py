@@ -138,7 +138,7 @@ def _worst(
         ratio=ratio(worst),
         at_least=1.0 if demanded else None,
         aim=None,
-        seconds=losses(worst),
+        values=losses(worst),
         versions={"torch": version("torch")},
         unit="nat" if measure == "CE lost" else "",
     )
@@ -156,7 +156,7 @@ def _laws(found: Sequence[Contest]) -> Iterator[Row]:
             ratio=r_squared[0] / r_squared[1],
             at_least=None,
             aim=None,
-            seconds=r_squared,
+            values=r_squared,
             versions={"torch": version("torch")},
             unit="",
         )

@@ -79,7 +79,7 @@ def _against_raw(folder: Path, size: Size, rounds: int) -> list[Row]:
                 ),
                 at_least=at_least,
                 aim=None,
-                seconds=[statistics.median(columns[0]), statistics.median(raws)],
+                values=[statistics.median(columns[0]), statistics.median(raws)],
                 versions={name: version(name) for name in ("torch", "zarr", "numpy")},
             )
             for (against, at_least), raws in zip(FORMS.items(), columns[1:], strict=True)
@@ -110,7 +110,7 @@ def _against_peers(folder: Path, size: Size, rounds: int) -> list[Row]:
                 ratio=medians[1] / medians[0],
                 at_least=20,
                 aim=None,
-                seconds=medians,
+                values=medians,
                 versions=versions,
             ),
             Row(
@@ -119,7 +119,7 @@ def _against_peers(folder: Path, size: Size, rounds: int) -> list[Row]:
                 ratio=mixed[0] / mixed[1],
                 at_least=1,
                 aim=None,
-                seconds=mixed,
+                values=mixed,
                 versions=versions,
                 unit="",
             ),

@@ -17,7 +17,7 @@ class Row:
     ratio: float
     at_least: float | None
     aim: float | None
-    seconds: list[float]
+    values: list[float]
     """Medians: ours, theirs. In `unit`, where that is not seconds."""
     versions: dict[str, str]
     unit: str = "s"
@@ -35,7 +35,7 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         figures = [
             f"{v / 2**20:6.0f} MB" if row.unit == "bytes" else f"{v:7.3f} {row.unit:2}"
-            for v in row.seconds
+            for v in row.values
         ]
         bounds = " ".join("    -" if v is None else f"{v:5.2f}" for v in (row.at_least, row.aim))
         verdict = "" if row.passes else "  BELOW"

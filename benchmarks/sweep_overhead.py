@@ -110,7 +110,7 @@ def _rows(
             ratio=statistics.median(b / a for a, b in zip(ours, plains, strict=True)),
             at_least=at_least,
             aim=None,
-            seconds=[statistics.median(ours), statistics.median(plains)],
+            values=[statistics.median(ours), statistics.median(plains)],
             versions=versions,
         )
         for name, ours, at_least in (
@@ -128,7 +128,7 @@ def _rows(
             ratio=shortest / size.trial_seconds,
             at_least=1.0,
             aim=None,
-            seconds=[shortest, size.trial_seconds],
+            values=[shortest, size.trial_seconds],
             versions=versions,
         ),
         Row(
@@ -137,7 +137,7 @@ def _rows(
             ratio=allowed / told,
             at_least=1.0,
             aim=None,
-            seconds=[told, allowed],
+            values=[told, allowed],
             versions=versions,
         ),
     ]

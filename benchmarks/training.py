@@ -132,7 +132,7 @@ def measure(size: Size, rounds: int, threads: int, data: Path) -> list[Row]:
             ratio=medians[theirs] / medians[ours],
             at_least=at_least,
             aim=aim,
-            seconds=[medians[ours], medians[theirs]],
+            values=[medians[ours], medians[theirs]],
             versions={**versions[ours], **versions[theirs]},
         )
         for ours, theirs, at_least, aim in RATIOS
@@ -148,7 +148,7 @@ def measure(size: Size, rounds: int, threads: int, data: Path) -> list[Row]:
                 ratio=parts["total"] / medians[name],
                 at_least=None,
                 aim=FLOOR_AIM,
-                seconds=[medians[name], parts["total"]],
+                values=[medians[name], parts["total"]],
                 versions=versions[name],
             )
         )
@@ -188,7 +188,7 @@ def measure_memory(size: Size, threads: int, data: Path) -> list[Row]:
                 name=f"Kron 4x8 TopK, peak memory {label}, {larger}",
                 against=f"d_sae {size.d_sae}",
                 ratio=smaller / ours,
-                seconds=[ours, smaller],
+                values=[ours, smaller],
                 versions=versions,
                 unit="bytes",
                 **bounds,

@@ -55,7 +55,7 @@ def measure(size: Size, rounds: int) -> list[Row]:
             ratio=medians[1] / medians[0],
             at_least=8,
             aim=20,
-            seconds=medians,
+            values=medians,
             versions={**ours.versions, **theirs.versions},
         )
     ]

@@ -47,14 +47,14 @@ def test_each_row_is_the_contest_that_speaks_most_against_the_finding():
     by_name = {row.name: row for row in made}
     sort = by_name["FVU, 512 latents pruned by E[act^2] (group 0, k 8)"]
     assert (sort.ratio, sort.passes) == (pytest.approx(2), True)
-    assert sort.seconds == pytest.approx([0.6, 1.2])
+    assert sort.values == pytest.approx([0.6, 1.2])
     nest = by_name["CE lost, 64 latents of a Matryoshka (group 0, k 16)"]
     assert (nest.ratio, nest.passes) == (pytest.approx(0.2 / 0.3), False)
     assert all(row.passes for row in made if row.name.startswith("1 - RSA"))
     price = by_name[f"FVU, {D_SAE} latents of a Matryoshka (group 0, k 16)"]
     assert (price.at_least, price.ratio) == (None, pytest.approx(0.2 / 0.3))
     law = by_name["r^2 of a power law of rank: energy (group 0, k 8)"]
-    assert (law.seconds, law.at_least) == ([0.5, 1.0], None)
+    assert (law.values, law.at_least) == ([0.5, 1.0], None)
 
 
 @pytest.mark.crash

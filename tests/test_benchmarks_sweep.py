@@ -33,9 +33,9 @@ def test_steps_are_summed_and_winners_compared_k_by_k():
     ]
     stopped = [result("a", 8, 0.3, 100, 100), result("b", 8, 0.5, 20, 100), grid[2]]
     steps, narrow, wide = rows(grid, stopped)
-    assert (steps.seconds, steps.passes) == ([22.0, 30.0], False)
+    assert (steps.values, steps.passes) == ([22.0, 30.0], False)
     assert (narrow.ratio, narrow.passes) == (1.0, True)
-    assert (wide.seconds, wide.passes) == ([0.3, 0.2], False)
+    assert (wide.values, wide.passes) == ([0.3, 0.2], False)
     assert "k 8" in wide.name
 
 
