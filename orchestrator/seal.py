@@ -19,8 +19,10 @@ def opened(data: Mapping[str, Any]) -> dict[str, Any]:
     """The object without its checksum; of one that has none, all of it.
 
     Raises:
-        ValueError: If it is not what was sealed.
+        ValueError: If it is not what was sealed, or empty.
     """
+    if not data:
+        raise ValueError("it holds nothing")
     bare = {key: value for key, value in data.items() if key != KEY}
     if data.get(KEY) not in (None, _checksum(bare)):
         raise ValueError("its checksum does not match: it was damaged, or edited")

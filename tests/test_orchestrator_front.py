@@ -124,8 +124,8 @@ def test_a_button_moves_every_point_to_what_it_names():
 
 
 def test_a_figure_needs_no_network_and_is_the_same_each_time():
-    page = interactive.page(pareto(TRIALS), "pareto")
-    assert page == interactive.page(pareto(TRIALS), "pareto")
+    page = interactive.page(pareto(TRIALS), "pareto", "Fronts of <x>")
+    assert page == interactive.page(pareto(TRIALS), "pareto", "Fronts of <x>")
     assert not re.search(r"<(script|link|img)[^>]* (src|href)=", page)
     assert len(page) < 6e6
     part = interactive.part(parallel(TRIALS), "parallel", FOLLOW)

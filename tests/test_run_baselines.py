@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from actors.grouping import choose
 from orchestrator import config_file
-from orchestrator.run_directory import RunDirectory
+from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.stages.group import load_groups
 from storage.activations import ActivationStore
 from tests.runs import kill_when, start, strata, write_config
@@ -57,7 +57,7 @@ def judged(finished: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory)
     outdated = min(run.glob("evaluations/*/*.json"))
     report = json.loads(outdated.read_text())
     del report["kl"]
-    outdated.write_text(json.dumps(report))
+    write_json(outdated, report)
     before = stamps(run, "evaluations/*/*.json")
     status, output = strata("evaluate", config, *FLAGS)
     assert status == 0, output

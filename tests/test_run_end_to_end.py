@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.run_directory import read_json
 from tests.runs import ROOT, strata
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -65,7 +66,7 @@ def test_the_fronts_are_in_a_file_of_their_own_and_in_mlflow(
 def test_what_was_dropped_is_counted_told_and_in_mlflow(
     finished: tuple[Path, str], run_dir: Path, summary: dict[str, Any]
 ):
-    counts = json.loads((run_dir / "rows.json").read_text())
+    counts = read_json(run_dir / "rows.json")
     assert list(counts) == ["groups/0", "groups/1"]
     for count in counts.values():
         reasons = ("special_tokens", "first_positions", "massive_norms")

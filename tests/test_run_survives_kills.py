@@ -70,7 +70,9 @@ def told_once(run: Path, identity: dict[str, str]) -> None:
     )
     names = sorted(str(child.info.run_name) for child in children)
     trials = sorted(folder.name for folder in (run / "trials").iterdir())
-    assert names == sorted(["harvest_pilot", "harvest_train", "group", "evaluate", *trials])
+    assert names == sorted(
+        ["pack", "harvest_pilot", "group", "harvest_train", "sweep", "evaluate", *trials]
+    )
     assert {child.info.status for child in (parent, *children)} == {"FINISHED"}
     for child in children:
         if child.info.run_name in trials:

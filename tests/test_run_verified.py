@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.run_directory import write_json
 from tests.runs import strata, write_config
 from tests.stores import files_of
 
@@ -79,7 +80,7 @@ def test_stores_and_tokens_that_were_exchanged_are_refused(
     (run / "validation.zarr").rename(run / "pilot.zarr")
     (run / "held").rename(run / "validation.zarr")
     note = run / "tokens.json"
-    note.write_text(note.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    write_json(note, {"fingerprint": "of another text"})
     status, output = strata("harvest", config)
     assert status == 2
     assert "holds other tokens than those whose activations this run has stored" in output

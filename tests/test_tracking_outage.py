@@ -1,11 +1,13 @@
 """An MLflow server that dies in the middle of a run: nothing is lost, and it is told afterwards."""
 
 import json
+import random
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -16,6 +18,15 @@ from orchestrator.tracking.registry import ALIAS, model_name
 from tests.runs import harvested, start, strata
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def free_port() -> int:
+    """A port that stays free while the server is away: neither Ray nor the system gives these to anybody."""
+    for port in random.sample(range(21_000, 31_000), 100):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
@@ -52,9 +63,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 def test_training_goes_on_without_the_server_and_it_is_told_afterwards(
     tmp_path: Path, finished: tuple[Path, str]
 ):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     config = harvested(finished[0], tmp_path, tracking={"uri": uri})
     results = tmp_path / "runs" / "small" / "trials"
