@@ -25,7 +25,7 @@ _SEQUENCES_PER_ROW = 2.6
 """Of a window, for each row of a batch: W of them give (1 - exp(-1 / W)) * W of what as many draws from very
 many give, 0.83, and runs of neighbours take a little of that."""
 
-_RUN_ROWS, _CHUNK_RUNS, _RUN_SHARE = 16, 128, 10
+_RUN_ROWS, _CHUNK_RUNS, _RUN_SHARE = 16, 128, 8
 """Neighbouring kept rows that stay together, at most, as memory gives neighbours faster; pieces that a
 chunk is cut into, at least; and sequences of a shard for each row of a run, so that few are of one.
 A shard's rows are stored in a random order, so neighbours have no more to do with one another than any

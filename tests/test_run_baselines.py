@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from actors.grouping import choose
 from orchestrator import config_file
-from orchestrator.run_directory import RunDirectory, write_json
+from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.stages.group import load_groups
 from storage.activations import ActivationStore
 from tests.runs import kill_when, start, strata, write_config
@@ -108,7 +108,7 @@ def test_cards_compare_with_the_baselines(judged: Judged):
     for group in judged.cards["groups"]:
         for card in group["cards"]:
             file = f"layer-{card['layer']}.json"
-            report = json.loads((judged.run / "evaluations" / group["trial"] / file).read_text())
+            report = read_json(judged.run / "evaluations" / group["trial"] / file)
             assert {key: card[key] for key in report} == report
             own = card["baseline"]
             assert card["excess_fvu"] == pytest.approx(card["fvu"] - own["fvu"])

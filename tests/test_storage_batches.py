@@ -225,7 +225,7 @@ def test_mixing_is_a_permutation_in_runs_of_a_small_part_of_a_chunk_and_of_its_s
     assert sorted(order.tolist()) == list(range(n_rows))
     breaks = np.count_nonzero(np.diff(order) != 1)
     # By chance a run or two follow the one that they followed before.
-    longest = min(16, per_sequence * per_chunk // 128, per_chunk * per_shard // 10)
+    longest = min(16, per_sequence * per_chunk // 128, per_chunk * per_shard // 8)
     assert breaks >= n_rows / max(1, longest) - 12
 
 
