@@ -71,22 +71,19 @@ def test_killed_and_continued_in_other_company_they_end_the_same_under_asha(
 def test_a_sweep_on_a_bucket_fetches_its_store_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """With validation rows for a fortieth of the tokens; at the defaults a 10M-token store has far fewer."""
+    """In all, with a validation store of a fiftieth of the training store: each trial reads that for itself."""
     sweep = {
         **SMALL_RUN["sweep"],
         "tokens": 200_000,
+        "window_chunks": 256,  # two of them hold the store: trials two by two are never far apart
         "encoders": ["dense"],
         "vary": {"train": {"lr": [1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 2e-3]}},
     }
     with object_server() as endpoint, counted(endpoint) as (proxy, fetched):
         use(monkeypatch, proxy)
         store = f"s3://{BUCKET}/run"
-        harvest = {
-            **SMALL_RUN["harvest"],
-            "tokens": 200_000,
-            "validation_tokens": 700,
-            "store": store,
-        }
+        sizes = {"tokens": 200_000, "validation_tokens": 500, "chunk_mib": 0.125}
+        harvest = {**SMALL_RUN["harvest"], **sizes, "store": store}
         group = {"n_groups": 1}
         by_trials = []
         for n in (1, 6):
