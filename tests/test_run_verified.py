@@ -62,6 +62,7 @@ def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
     assert status == 0, output
 
 
+@pytest.mark.crash
 @pytest.mark.timeout(900)
 def test_stores_and_tokens_that_were_exchanged_are_refused(
     tmp_path: Path, finished: tuple[Path, str]
