@@ -1,6 +1,6 @@
 """The one spelling of models, encoders, figures, bytes and times, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,6 +26,12 @@ def figure(value: float | None, form: str) -> str:
     if value is None:
         return "-"
     return format(value, form) if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def span(values: Collection[float], form: str) -> str:
+    """The least and the most, or the one figure that both are."""
+    low, high = figure(min(values), form), figure(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def size(n_bytes: int) -> str:

@@ -30,11 +30,21 @@ ROOT_COLUMNS = {
 _LAYER_DTYPE, _NORM_DTYPE, _SCALE_DTYPE = np.dtype("u1"), np.dtype("<f4"), np.dtype("<f4")
 
 
-_WHOLE = ("d_model", "n_population", "n_sequences", "rows_per_sequence", "first_position")
 _KINDS: dict[str, type] = {
-    **dict.fromkeys((*_WHOLE, "sequences_per_chunk", "chunks_per_shard", "seed"), int),
-    **dict.fromkeys(("split", "dtype", "codec"), str),
-    **dict.fromkeys(("layers", "groups", "scales"), list),
+    "d_model": int,
+    "layers": list,
+    "groups": list,
+    "split": str,
+    "n_population": int,
+    "n_sequences": int,
+    "rows_per_sequence": int,
+    "first_position": int,
+    "sequences_per_chunk": int,
+    "chunks_per_shard": int,
+    "seed": int,
+    "dtype": str,
+    "codec": str,
+    "scales": list,
 }
 """Of the values of a specification, as JSON has them."""
 

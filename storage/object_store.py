@@ -183,9 +183,8 @@ class ObjectPlace(Place):
                 no_parts = writes and (gone or _NO_BLOCKS in text)
                 if attempt < _ATTEMPTS and (no_parts or _BROKEN_OFF in text):
                     continue
-                if (
-                    gone and not writes
-                ):  # without the server's text, which may repeat what it was sent
+                if gone and not writes:
+                    # Without the server's text, which may repeat what it was sent.
                     raise FileNotFoundError(
                         errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{name}"
                     ) from None

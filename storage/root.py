@@ -75,10 +75,11 @@ def read_root(place: Place, kind: str) -> Root:
         attributes = json.loads(place.read(NAME))["attributes"]
         version = attributes["strata_format"]
         body = {key: attributes.get(key) for key in ("strata_format", "spec", "files")}
+        is_ours = version == FORMAT_VERSION
         sound = attributes.get("crc32c") == _checksum({**body, "strata_format": FORMAT_VERSION})
-        if version == FORMAT_VERSION or sound:
-            if version != FORMAT_VERSION or not sound:
-                raise ValueError("its checksum does not match")
+        if is_ours != sound:
+            raise ValueError("its checksum does not match")
+        if is_ours:
             files = {name: FileRecord(**record) for name, record in body["files"].items()}
             if any(map(leads_out, files)):
                 raise ValueError("it names files outside the store")

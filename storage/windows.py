@@ -94,9 +94,7 @@ def mixed(
     n_rows: int, spec: StoreSpec, seed: int, epoch: int, segment: int, window: int
 ) -> Int32[np.ndarray, " rows"]:
     """The kept rows of a window, counted from 0, in short runs that are put in a seeded order."""
-    run = min(
-        _RUN_ROWS, max(1, spec.chunk_rows // _CHUNK_RUNS), max(1, in_a_shard(spec) // _RUN_SHARE)
-    )
+    run = max(1, min(_RUN_ROWS, spec.chunk_rows // _CHUNK_RUNS, in_a_shard(spec) // _RUN_SHARE))
     runs = permutation(-(-n_rows // run), seed, Stream.WINDOW_ROWS, epoch, segment, window)
     order = (runs.astype(np.int32)[:, None] * run + np.arange(run, dtype=np.int32)).ravel()
     return order[order < n_rows]  # the last run may be short

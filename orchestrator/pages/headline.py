@@ -1,9 +1,9 @@
 """The answer first: what was trained, what it cost, what it recovers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.labels import duration, model_label
+from orchestrator.labels import duration, model_label, span
 
 
 def headline(
@@ -27,10 +27,10 @@ def headline(
     seconds = sum(data["stage_seconds"].values())
     what = "autoencoder" if len(groups) == 1 else "autoencoders"
     sentences = [
-        f"The best autoencoder of each group leaves {_range(unexplained, '.1%')} of the variance of unseen "
-        f"activations unexplained at {_range([b['l0'] for b in best], '.0f')} latents per token"
+        f"The best autoencoder of each group leaves {span(unexplained, '.1%')} of the variance of unseen "
+        f"activations unexplained at {span([b['l0'] for b in best], '.0f')} latents per token"
         + (
-            f", and recovers {_range(recovered, '.1%')} of the cross-entropy that is lost when a layer is zeroed."
+            f", and recovers {span(recovered, '.1%')} of the cross-entropy that is lost when a layer is zeroed."
             if recovered
             else ". The model is an encoder, so cross-entropy has no part in this."
         ),
@@ -69,11 +69,6 @@ def _saved(cards: Mapping[str, Any]) -> str:
     if against["ce_recovered_lost"] is not None:
         told += f" and {100 * against['ce_recovered_lost']:.2f} points of cross-entropy recovered"
     return f"{told}, in the mean over layers."
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"
 
 
 def covered(data: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@ def model_card(
         parities={named.get(name, name): parity for name, parity in parities.items()},
         n_checked=parities["formula"].n_rows,
         by_library=len(parities) > len(named) or kind == "safetensors",
-        title=about.model if on_hub else model_label(about.model),
+        title=model_label(about.model),
         header=yaml.safe_dump(header, sort_keys=False).strip(),
         kind=kind,
         licence=licence,

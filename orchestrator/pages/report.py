@@ -13,7 +13,7 @@ import jinja2
 import yaml
 from matplotlib.figure import Figure
 
-from orchestrator.labels import encoder_label, figure, size
+from orchestrator.labels import encoder_label, figure, size, span
 from orchestrator.pages.bottlenecks import bottlenecks, load_until_the_end
 from orchestrator.pages.figures import (
     cost,
@@ -161,6 +161,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["encoder"] = encoder_label
     environment.filters["bytes"] = size
     environment.filters["number"] = lambda value, digits=4: figure(value, f",.{digits}f")
+    environment.filters["span"] = lambda values, digits: span(values, f",.{digits}f")
     environment.filters["percent"] = lambda value: figure(value, ".1%")
     environment.filters["difference"] = lambda value: figure(value, "+.4f")
     return environment

@@ -63,11 +63,11 @@ def verify(run: RunDirectory, console: Console) -> None:
         f"verify    {', '.join(where.name for where, *_ in there)}: {n_bytes / 1e6:,.0f} MB are as they "
         "were written"
     )
-    gone = [where.name for where, _, complete in stores if complete and not where.names()]
+    gone = [store[0].name for store in stores if store[2] and store not in there]
     if gone:
         say(
-            f"verify    {', '.join(gone)}: not there any more; `strata harvest {run.path}` writes what is gone "
-            "again"
+            f"verify    {', '.join(gone)}: not there any more; an unfinished run writes it again, and a "
+            "finished one goes without"
         )
 
 

@@ -85,7 +85,7 @@ def check_weights(folder: Path, weights: str) -> None:
         ValueError: If it is another.
     """
     written = _read(folder / FILE).get("weights_sha256") if (folder / FILE).is_file() else None
-    if written not in (None, _sha256(folder / weights)):
+    if written is not None and written != _sha256(folder / weights):
         raise ValueError(
             f"{folder / weights} is not the file that was exported: its SHA-256 is not the one in {FILE} "
             "beside it; it was damaged or changed: fetch or export it again"
