@@ -26,6 +26,7 @@ from storage.batches import Cursor, ShuffledBatches
 from storage.chunk_source import ChunkSource
 from storage.files import write_file
 from storage.ring import RingReader
+from storage.seal import sealed
 
 
 def feed_of(
@@ -196,7 +197,7 @@ class Trainer:
             "data_wait_fraction": round(self._waited / max(self._seconds, 1e-9), 4),
         }
         if self._writes:
-            write_file(self.trial.result_file, [json.dumps(result, indent=1).encode()])
+            write_file(self.trial.result_file, [json.dumps(sealed(result), indent=1).encode()])
         return result
 
     @property

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.errors import InputError
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig
 from storage.files import read_json_lines, write_file
 from storage.hygiene import RowFilter
 from storage.places import Location
+from storage.seal import opened, sealed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,19 @@ class Trial:
     @property
     def _stopped(self) -> dict[str, Any]:
         file = self.folder / "stopped.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        try:
+            return opened(dict(json.loads(file.read_text())))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{file} is damaged ({error}); it says where the trial was given up: delete the whole folder, "
+                "and `strata run` trains it from its begin"
+            ) from error
 
     def stop_at(self, step: int, diverged: bool = False) -> None:
         """Give it up: whoever trains it, now or after a crash, goes no further and judges it there."""
-        text = json.dumps({"step": step, "diverged": diverged})
+        text = json.dumps(sealed({"step": step, "diverged": diverged}))
         write_file(self.folder / "stopped.json", [text.encode()])
 
     def settings(self) -> dict[str, Any]:

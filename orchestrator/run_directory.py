@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
-from orchestrator import config_file, run_lock, seal
+from orchestrator import config_file, run_lock
 from orchestrator.config import FREE_SETTINGS, RunConfig
 from orchestrator.errors import UserError
 from storage.files import is_partial, write_file, writing
 from storage.metadata import has_metadata
 from storage.places import Place, place
+from storage.seal import opened, sealed
 
 _SENT = re.compile(r"[^\s'\"]*/working_dir_files/_ray_pkg_[0-9a-f]+/")
 """Where Ray puts what `strata submit` sends: elsewhere on another cluster, or once a file of it has changed."""
@@ -302,7 +303,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         data = json.loads(path.read_text(encoding="utf-8"))
         fault = None if isinstance(data, kind) else f"it holds no {kind.__name__}"
         if isinstance(data, dict):
-            data = seal.opened(data)
+            data = opened(data)
     except (ValueError, RecursionError) as error:
         data, fault = None, str(error)
     if fault:
@@ -339,7 +340,7 @@ def read_summary(run: RunDirectory) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that the file is whole or absent; an object with a checksum, which `read_json` looks at."""
-    held = seal.sealed(data) if isinstance(data, Mapping) else data
+    held = sealed(data) if isinstance(data, Mapping) else data
     write_atomically(path, json.dumps(held, indent=1, allow_nan=False) + "\n")
 
 

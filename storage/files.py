@@ -102,10 +102,23 @@ def read_parts(path: Path) -> Iterator[bytes]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that holds one a line; none if there is no such file yet."""
+    """The objects of a file that holds one a line; none if there is no such file yet.
+
+    Raises:
+        StoreError: If a line holds something else.
+    """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"{path} is damaged (line {number} holds no JSON object); delete it: it holds what was noted "
+                "on the way, and nothing else is lost"
+            ) from error
+    return rows
 
 
 def is_cached(path: Path, offset: int) -> bool:

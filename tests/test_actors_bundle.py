@@ -1,7 +1,6 @@
 """Trials that train on the same batches in one process: each ends as if it had been alone."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from sae.autoencoder import SparseAutoencoder
 from sae.config import KronShape, SaeConfig
 from sae.fit import Fit, FitConfig
 from storage.batches import Cursor
-from storage.hygiene import Hygiene, RowFilter
 from storage.windows import Batch
 from tests.stores import filled_store, small_spec
+from tests.trials import N_STEPS, result_of, small_trial
 
-N_STEPS = 14
 TIMES = ("seconds", "data_wait_fraction")
 
 
@@ -41,22 +39,13 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
         "again": SaeConfig(**common, k=2, selection="batch_topk"),
     }
     return [
-        Trial(
+        small_trial(
+            folder,
             id=name,
-            group=0,
-            layers=(0, 2),
             sae=sae,
             fit=FitConfig(
                 batch_tokens=32, lr=1e-2 if name != "again" else 1e-3, dead_after_tokens=64
             ),
-            n_steps=N_STEPS,
-            seed=3,
-            layer_scale={0: 1.5, 2: 0.5},
-            window_chunks=2,
-            checkpoint_seconds=1e9,
-            train_store=folder / "train.zarr",
-            validation_store=folder / "validation.zarr",
-            row_filter=RowFilter(Hygiene(), (0,), {0: 2.0, 1: 2.0, 2: 2.0}),
             folder=folder / "alone" / name,
         )
         for name, sae in saes.items()
@@ -84,7 +73,7 @@ def left(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
                 name: tensor.numpy().tobytes()
                 for name, tensor in load_file(trial.folder / "fit.safetensors").items()
             },
-            "result": timeless(json.loads(trial.result_file.read_text())),
+            "result": timeless(result_of(trial)),
             "curve": [timeless(row) for row in trial.rows],
         }
         for trial in trials

@@ -1,7 +1,6 @@
 """A trial that two and four real processes train together, against the same trial in one."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from actors.trial import Trial
 from sae import checkpoint
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig
-from storage.hygiene import Hygiene, RowFilter
 from tests.rank_jobs import trial_trained
 from tests.rank_processes import RankProcesses
-from tests.stores import filled_store, small_spec
+from tests.trials import result_of, small_trial
 
-N_STEPS = 14
 TIMES = {"seconds", "data_wait_fraction", "timestamp_ms", "tokens_per_second"}
 
 NEAR = 1e-5
@@ -38,23 +35,12 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, RankP
 
 @pytest.fixture(params=["dense", "kron"])
 def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Trial:
-    filled_store(tmp_path / "train.zarr", small_spec(groups=((0, 2), (1,))))
-    filled_store(tmp_path / "validation.zarr", small_spec(n_sequences=6))
     encoder = KronShape(h=6, m=2, n=2) if request.param == "kron" else "dense"
-    return Trial(
+    return small_trial(
+        tmp_path,
         id="t",
-        group=0,
-        layers=(0, 2),
         sae=SaeConfig(d_model=6, d_sae=24, k=3, encoder=encoder, selection="batch_topk"),
         fit=FitConfig(batch_tokens=34, lr=3e-3, dead_after_tokens=10_000),
-        n_steps=N_STEPS,
-        seed=3,
-        layer_scale={0: 1.5, 2: 0.5},
-        window_chunks=2,
-        checkpoint_seconds=1e9,
-        train_store=tmp_path / "train.zarr",
-        validation_store=tmp_path / "validation.zarr",
-        row_filter=RowFilter(Hygiene(), (0,), {0: 2.0, 1: 2.0, 2: 2.0}),
         folder=tmp_path / "one",
     )
 
@@ -64,7 +50,7 @@ def at(trial: Trial, name: str) -> Trial:
 
 
 def assert_same_end(ours: Trial, theirs: Trial) -> None:
-    found, expected = (json.loads(t.result_file.read_text()) for t in (ours, theirs))
+    found, expected = (result_of(t) for t in (ours, theirs))
     assert found.keys() == expected.keys()
     for key in expected.keys() - TIMES:
         value = expected[key]
@@ -87,7 +73,7 @@ def test_ranks_leave_what_one_process_leaves(groups, trial: Trial, n: int, n_dic
     ours = at(trial, "ours")
     first, *others = groups[n](trial_trained, ours, n_dictionary)
     assert_same_end(ours, trial)
-    assert first["result"] == json.loads(ours.result_file.read_text())
+    assert first["result"] == result_of(ours)
     for told in others:
         assert told["result"]["fvu"] == first["result"]["fvu"]
     sae, extra = checkpoint.load(ours.folder / "sae")

@@ -9,36 +9,18 @@ from typing import Any
 import pytest
 
 from actors.bundle import Bundle
+from actors.errors import InputError
 from actors.trial import Trial
 from sae import checkpoint
-from sae.config import KronShape, SaeConfig
+from sae.config import KronShape
 from sae.fit import FitConfig
-from storage.hygiene import Hygiene, RowFilter
-from tests.stores import filled_store, small_spec
-
-N_STEPS = 14
+from storage.errors import StoreError
+from tests.trials import N_STEPS, result_of, small_trial
 
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Trial:
-    filled_store(tmp_path / "train.zarr", small_spec(groups=((0, 2), (1,))))
-    filled_store(tmp_path / "validation.zarr", small_spec(n_sequences=6))
-    return Trial(
-        id="g0-k2-dense-batch_topk",
-        group=0,
-        layers=(0, 2),
-        sae=SaeConfig(d_model=6, d_sae=12, k=2, selection="batch_topk"),
-        fit=FitConfig(batch_tokens=32, lr=1e-2, dead_after_tokens=64),
-        n_steps=N_STEPS,
-        seed=3,
-        layer_scale={0: 1.5, 2: 0.5},
-        window_chunks=2,
-        checkpoint_seconds=1e9,
-        train_store=tmp_path / "train.zarr",
-        validation_store=tmp_path / "validation.zarr",
-        row_filter=RowFilter(Hygiene(), (0,), {0: 2.0, 1: 2.0, 2: 2.0}),
-        folder=tmp_path / "trial",
-    )
+    return small_trial(tmp_path)
 
 
 def finish(trial: Trial, stride: int = 3) -> dict[str, Any]:
@@ -50,7 +32,7 @@ def finish(trial: Trial, stride: int = 3) -> dict[str, Any]:
 
 def test_a_trial_leaves_an_autoencoder_its_curve_and_its_result(trial: Trial):
     result = finish(trial)
-    assert result == json.loads(trial.result_file.read_text())
+    assert result == result_of(trial)
     assert set(result["fvu_per_layer"]) == {"0", "2"}
     assert result["fvu"] == pytest.approx(sum(result["fvu_per_layer"].values()) / 2)
     assert 0 < result["fvu"] < 1
@@ -114,6 +96,24 @@ def test_a_trial_that_is_given_up_ends_at_that_step_with_a_result(trial: Trial):
     assert same["fvu"] == result["fvu"]
     weights = "sae/sae.safetensors"
     assert (late.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
+
+
+def test_what_a_trial_left_and_somebody_edited_is_told(trial: Trial):
+    finish(trial)
+    for file in (trial.result_file, trial.metrics_file):
+        file.write_text(file.read_text().replace('"fvu": 0.', '"fvu": 9.', 1))
+    with pytest.raises(ValueError, match="damaged, or edited"):
+        result_of(trial)
+    trial.metrics_file.write_text(trial.metrics_file.read_text()[:-9])
+    with pytest.raises(StoreError, match=r"metrics\.jsonl is damaged \(line 5 .*delete it"):
+        _ = trial.rows
+    trial.stop_at(6)
+    assert trial.stopped_at == 6
+    file = trial.folder / "stopped.json"
+    for text in (file.read_text().replace("6", "7", 1), "[6]", "{"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"stopped\.json is damaged .*delete the whole folder"):
+            _ = trial.stopped_at
 
 
 def test_checkpoints_come_by_the_clock(trial: Trial):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from orchestrator.__main__ import main
+from orchestrator.run_directory import read_json
 from tests.runs import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -36,7 +37,7 @@ def folder(finished: tuple[Path, str]) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
     files = sorted((folder / "runs" / "small" / "trials").glob("*/result.json"))
-    found = [json.loads(file.read_text()) for file in files]
+    found = [read_json(file) for file in files]
     assert len(found) == N_TRIALS
     return {result["trial"]: result for result in found}
 

@@ -1,6 +1,5 @@
 """One read for all trials of a node, on a real Ray and a real S3 server."""
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +19,7 @@ from sae.fit import FitConfig
 from storage.hygiene import Hygiene, RowFilter
 from tests.object_server import BUCKET, counted, object_server, use
 from tests.stores import filled_store, small_spec
+from tests.trials import result_of
 
 pytestmark = pytest.mark.ray
 
@@ -98,9 +98,10 @@ def in_step(trials: Sequence[Trial], shared: Any) -> None:
 
 
 def outcome(trial: Trial) -> tuple[bytes, dict[str, Any]]:
-    result = json.loads(trial.result_file.read_text())
     return (trial.folder / "sae" / "sae.safetensors").read_bytes(), {
-        key: value for key, value in result.items() if key not in ("seconds", "data_wait_fraction")
+        key: value
+        for key, value in result_of(trial).items()
+        if key not in ("seconds", "data_wait_fraction")
     }
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from orchestrator import config_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
-from orchestrator.run_directory import RunDirectory
+from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.queries import find
 from orchestrator.tracking.system_metrics import SystemMetrics
@@ -50,7 +50,7 @@ def tracker(run: RunDirectory) -> Tracker:
 
 
 def results(run: RunDirectory) -> list[Result]:
-    return [json.loads(file.read_text()) for file in sorted(run.trials.glob("*/result.json"))]
+    return [read_json(file) for file in sorted(run.trials.glob("*/result.json"))]
 
 
 def children(client: MlflowClient, told: Tracker) -> dict[str, Any]:

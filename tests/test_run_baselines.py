@@ -88,13 +88,13 @@ def test_only_evaluations_that_lack_a_measure_are_made_again(judged: Judged):
 
 def test_every_layer_has_a_baseline_of_its_groups_kind_and_budget(judged: Judged):
     for group in judged.cards["groups"]:
-        best = json.loads((judged.run / "trials" / group["trial"] / "result.json").read_text())
+        best = read_json(judged.run / "trials" / group["trial"] / "result.json")
         for card in group["cards"]:
             if len(group["layers"]) == 1:
                 assert card["baseline"]["trial"] == group["trial"]
                 continue
             folder = judged.run / "baselines" / "trials" / card["baseline"]["trial"]
-            own = json.loads((folder / "result.json").read_text())
+            own = read_json(folder / "result.json")
             assert own["layers"] == [card["layer"]]
             same = set(own) - {
                 *("trial", "group", "layers", "seconds", "data_wait_fraction"),
@@ -164,7 +164,7 @@ def test_the_cost_is_that_of_the_results(judged: Judged):
     cost, groups = judged.cards["cost"], judged.cards["groups"]
     assert (cost["n_groups"], cost["n_layers"]) == (2, 7)
     folders = [judged.run / "trials" / group["trial"] for group in groups]
-    seconds = [json.loads((folder / "result.json").read_text())["seconds"] for folder in folders]
+    seconds = [read_json(folder / "result.json")["seconds"] for folder in folders]
     assert cost["grouped"]["training_seconds"] == pytest.approx(sum(seconds))
     assert cost["per_layer"]["training_seconds"] > 0
     taken = json.loads((judged.run / "stage_seconds.json").read_text())

@@ -52,7 +52,7 @@ def test_the_fronts_are_in_a_file_of_their_own_and_in_mlflow(
     for group, of in zip(pareto["groups"], summary["groups"], strict=True):
         assert [point["trial"] for point in group["front"]] == of["front"]
         for point in group["front"]:
-            result = json.loads((run_dir / "trials" / point["trial"] / "result.json").read_text())
+            result = read_json(run_dir / "trials" / point["trial"] / "result.json")
             assert {aim: point[aim] for aim in pareto["minimised"]} == {
                 aim: result[aim] for aim in pareto["minimised"]
             }
@@ -137,7 +137,7 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     )
     trials = [run for run in children if run.data.tags["kind"] == "trial"]
     for trial in trials:
-        result = json.loads((run_dir / "trials" / trial.info.run_name / "result.json").read_text())
+        result = read_json(run_dir / "trials" / trial.info.run_name / "result.json")
         assert trial.data.params["k"] == "8"
         assert trial.data.params["d_sae"] == "256"
         assert trial.data.params["lr"] == "0.001"

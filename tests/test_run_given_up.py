@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.text import Text
 
+from orchestrator.run_directory import read_json
 from tests.runs import SMALL_RUN, harvested, kill_when, start, strata, strata_in_terminal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -24,7 +25,7 @@ SWEEP = {
 
 def results(run: Path) -> dict[str, dict[str, Any]]:
     files = sorted(run.glob("trials/*/result.json"))
-    return {file.parent.name: json.loads(file.read_text()) for file in files}
+    return {file.parent.name: read_json(file) for file in files}
 
 
 def weights(run: Path) -> dict[str, bytes]:
