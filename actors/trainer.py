@@ -158,7 +158,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint: whatever happens next, training goes on from here."""
-        extra = {"cursor": asdict(self.cursor), "seconds": self._seconds, "waited": self._waited}
+        extra = {
+            "cursor": asdict(self.cursor),
+            "seconds": self._seconds,
+            "waited": self._waited,
+            "newest": self._rows[-1:],
+        }
         checkpoint.save_fit(self.trial.folder, self._fit, extra)
         self._saved_at = time.monotonic()
 
@@ -218,7 +223,9 @@ class Trainer:
             ) from error
         self.cursor = Cursor(**state["cursor"])
         self._seconds, self._waited = state["seconds"], state["waited"]
-        self._rows = [row for row in self.trial.rows if row["step"] <= self.step]
+        # Without the curve, which somebody may have deleted, training goes on as well.
+        noted = [row for row in self.trial.rows if row["step"] <= self.step]
+        self._rows = noted or state.get("newest", [])
 
     def _record(self, report: StepReport, rows_per_second: float, waited: float) -> None:
         self._rows.append(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from actors.errors import InputError
 from sae.config import KronShape, SaeConfig
 from sae.fit import FitConfig
+from storage.errors import StoreError
 from storage.files import read_json_lines, write_file
 from storage.hygiene import RowFilter
 from storage.places import Location
@@ -60,8 +61,15 @@ class Trial:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """What `metrics_file` holds so far."""
-        return read_json_lines(self.metrics_file)
+        """What `metrics_file` holds so far.
+
+        Raises:
+            InputError: If it is damaged.
+        """
+        try:
+            return read_json_lines(self.metrics_file)
+        except StoreError as error:  # that one file's fault, and no reason to leave this machine
+            raise InputError(str(error)) from error
 
     @property
     def stopped_at(self) -> int | None:

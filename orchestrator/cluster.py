@@ -40,10 +40,10 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         _refuse_client(cfg.address)
         _check_listens(cfg.address)
         _join(cfg.address)
-        # With it a job is stopped and a pod ended; Ray would print a stack of addresses.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     else:
         _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
+    # With it a job is stopped and a pod ended; Ray would print a stack of addresses.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (ObjectStoreFullError, OutOfDiskError) as error:

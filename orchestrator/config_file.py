@@ -30,12 +30,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         path: The file, or a run directory (its `config.yaml` is read).
         overrides: `section.key=value` each, the value in YAML.
 
+    A run directory may be read where its model is not, so its absence is left to those who load it.
+
     Raises:
         UserError: Naming every fault in the file with its path and the remedy.
     """
     cfg, file = read(path, overrides)
     try:
-        return _with_absolute_paths(cfg, file.resolve().parent, str(file))
+        return _with_absolute_paths(
+            cfg, file.resolve().parent, None if path.is_dir() else str(file)
+        )
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -317,7 +321,9 @@ def _dotted(location: Location) -> str:
     return text.removeprefix(".") or "(top level)"
 
 
-def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str) -> RunConfig:
+def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str | None) -> RunConfig:
+    """Of a file named `origin`, whose model must be there, or of a run directory."""
+
     def found(text: str) -> Path | None:
         for base in (folder, Path.cwd()):
             path = (base / Path(text).expanduser()).resolve()
@@ -329,7 +335,7 @@ def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str) -> RunConfig
     local = found(model.name)
     if local:
         model = dataclasses.replace(model, name=str(local))
-    elif model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
+    elif origin and (model.name.startswith((".", "/", "~")) or model.name.count("/") > 1):
         raise UserError(
             f"{origin}: model.name: there is no folder {model.name} beside this file or in the "
             "working directory; give the folder of a model saved by transformers, or a Hub name"

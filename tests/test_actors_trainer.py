@@ -14,7 +14,6 @@ from actors.trial import Trial
 from sae import checkpoint
 from sae.config import KronShape
 from sae.fit import FitConfig
-from storage.errors import StoreError
 from tests.trials import N_STEPS, result_of, small_trial
 
 
@@ -105,7 +104,7 @@ def test_what_a_trial_left_and_somebody_edited_is_told(trial: Trial):
     with pytest.raises(ValueError, match="damaged, or edited"):
         result_of(trial)
     trial.metrics_file.write_text(trial.metrics_file.read_text()[:-9])
-    with pytest.raises(StoreError, match=r"metrics\.jsonl is damaged \(line 5 .*delete it"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(line 5 .*delete it"):
         _ = trial.rows
     trial.stop_at(6)
     assert trial.stopped_at == 6
@@ -114,6 +113,20 @@ def test_what_a_trial_left_and_somebody_edited_is_told(trial: Trial):
         file.write_text(text)
         with pytest.raises(InputError, match=r"stopped\.json is damaged .*delete the whole folder"):
             _ = trial.stopped_at
+
+
+def test_a_trial_whose_curve_was_deleted_goes_on_to_the_same_bits(trial: Trial):
+    whole = dataclasses.replace(trial, folder=trial.folder / "whole")
+    finish(whole)
+    bundle = Bundle([trial])
+    bundle.advance(3)
+    bundle.pause()
+    trial.metrics_file.unlink()
+    bundle = Bundle([trial])
+    assert bundle.advance(0)[trial.id]["step"] == 3
+    finish(trial)
+    weights = "sae/sae.safetensors"
+    assert (trial.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
 
 
 def test_checkpoints_come_by_the_clock(trial: Trial):
