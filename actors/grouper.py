@@ -1,7 +1,12 @@
-"""Measures how far apart layers are, and how large their activations are, on the pilot store."""
+"""Measures how far apart layers are, and how large their activations are, on the pilot store.
 
-from collections.abc import Iterator
+A grouper sums over one shard; `distances` has any number of them do so, and adds up in the order of shards, so
+that the figures do not depend on how many they are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
@@ -47,108 +52,179 @@ class DistanceReport:
         return np.array(self.distances, dtype=np.float64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowSums:
+    """Sums over some rows, in float64."""
+
+    n_rows: int
+    total: Float64[np.ndarray, "*shape"]
+
+
+Work = Callable[
+    [tuple[Any, ...], str, Iterable[tuple[Any, ...]]], Iterable[tuple[tuple[Any, ...], Any]]
+]
+"""Every job with the result of `Grouper(*arguments).method(*job)`, in any order."""
+
+
 class Grouper:
     """Reads one pilot store: every layer, at the same tokens.
 
-    A plain class: tests call it in process. Memory is that of one chunk of every layer; the
-    distances are float64 sums, so they don't depend on how large the store is.
+    A plain class: tests call it in process. Memory is that of one chunk of every layer.
     """
 
-    def __init__(self, store: Location, row_filter: RowFilter | None = None) -> None:
-        """Open the pilot store; without a filter every row counts.
+    def __init__(
+        self,
+        store: Location,
+        row_filter: RowFilter | None = None,
+        means: Float64[np.ndarray, "layers d_model"] | None = None,
+    ) -> None:
+        """Open the pilot store.
+
+        Args:
+            store: Where it is.
+            row_filter: Which rows count; without one every row does.
+            means: Of the layers, which `angle_sums` subtracts.
 
         Raises:
             StoreError: If there is no store at that path.
         """
-        self._store = ActivationStore.open(store)
-        self._path = store
-        self._row_filter = row_filter
+        self._store, self._row_filter, self._means = ActivationStore.open(store), row_filter, means
 
     def median_norms(self) -> dict[int, float]:
         """Median L2 norm of all stored rows of each layer, exactly; what a row filter asks for."""
-        return {layer: float(np.median(self._norms(layer))) for layer in self._store.spec.layers}
+        spec = self._store.spec
+        return {
+            layer: float(np.median(self._norms(layer, 0, spec.n_rows))) for layer in spec.layers
+        }
 
-    def distances(self, center: bool) -> DistanceReport:
-        """Mean over tokens of arccos(cosine) / pi for every pair of layers (papers.md 2.1).
+    def mean_norms(self) -> dict[int, float]:
+        """Mean L2 norm of the rows of each layer that the row filter keeps; 0 if it keeps none."""
+        found, n_rows = {}, self._store.spec.n_rows
+        for layer in self._store.spec.layers:
+            norms = self._norms(layer, 0, n_rows)[self._kept(layer, 0, n_rows)]
+            found[layer] = float(norms.sum(dtype=np.float64) / max(1, len(norms)))
+        return found
 
-        A pair is compared at one set of tokens, those that the row filter keeps in every layer; an
-        activation of length 0 has no direction and counts as orthogonal to all others.
-
-        Args:
-            center: Subtract each layer's mean over those tokens first, which costs a second pass.
+    def row_sums(self, shard: int) -> RowSums:
+        """The rows of a shard that the filter keeps in every layer, added up: (layers, d_model).
 
         Raises:
-            InputError: If the row filter keeps no token.
-            StoreError: If a shard isn't committed or is damaged.
+            StoreError: If the shard isn't committed or is damaged.
         """
         spec = self._store.spec
-        keep = np.ones(spec.n_rows, dtype=bool)
-        mean_norm, median_norm = {}, {}
-        for layer in spec.layers:
-            norms = self._norms(layer)
-            kept = self._kept(layer, norms)
-            keep &= kept
-            median_norm[layer] = float(np.median(norms))
-            mean_norm[layer] = float(norms[kept].sum(dtype=np.float64) / max(1, kept.sum()))
-        n_rows = int(keep.sum())
-        if n_rows == 0:
-            raise InputError(
-                f"the row filter keeps none of the {spec.n_rows} tokens of {self._path} in every "
-                "layer; at least one is needed: loosen the hygiene settings or harvest more"
-            )
-        return DistanceReport(
-            layers=spec.layers,
-            distances=tuple(map(tuple, self._mean_distances(keep, center).tolist())),
-            centered=center,
-            n_rows=n_rows,
-            n_stored=spec.n_rows,
-            mean_norm=mean_norm,
-            median_norm=median_norm,
-        )
+        n_rows, total = 0, np.zeros((len(spec.layers), spec.d_model))
+        for x in self._chunks(shard):
+            n_rows += len(x)
+            total += x.sum(axis=0, dtype=np.float64)
+        return RowSums(n_rows=n_rows, total=total)
 
-    def _mean_distances(
-        self, keep: Bool[np.ndarray, " stored"], center: bool
-    ) -> Float64[np.ndarray, "layers layers"]:
+    def angle_sums(self, shard: int) -> RowSums:
+        """arccos(cosine) / pi of every pair of layers, added up over the same rows.
+
+        Pairs are in the order of scipy's condensed matrices.
+
+        Raises:
+            StoreError: As `row_sums`.
+        """
         spec = self._store.spec
-        n_layers, n_rows = len(spec.layers), int(keep.sum())
-        means = np.zeros((n_layers, spec.d_model))
-        if center:
-            means = sum(x.sum(axis=0, dtype=np.float64) for x in self._chunks(keep)) / n_rows
-        first, second = np.triu_indices(n_layers, k=1)  # the order of scipy's condensed matrices
-        block_rows = max(1, BLOCK_VALUES // (n_layers * spec.d_model))
-        angles = np.zeros(len(first))
-        for x in self._chunks(keep):
+        means = 0.0 if self._means is None else self._means
+        first, second = np.triu_indices(len(spec.layers), k=1)
+        block_rows = max(1, BLOCK_VALUES // (len(spec.layers) * spec.d_model))
+        n_rows, total = 0, np.zeros(len(first))
+        for x in self._chunks(shard):
+            n_rows += len(x)
             for start in range(0, len(x), block_rows):
                 # Float32 would miss by 1e-4 where layers are nearly parallel: arccos is steep at 1.
-                rows = x[start : start + block_rows] - means
-                norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-                rows /= np.where(norms == 0, 1, norms)
-                cosines = (rows @ rows.swapaxes(1, 2))[:, first, second]
-                angles += np.arccos(cosines.clip(-1, 1)).sum(axis=0)
-        return squareform(angles / n_rows / np.pi)
+                rows = x[start : start + block_rows].astype(np.float64) - means
+                products = rows @ rows.swapaxes(1, 2)
+                norms = np.sqrt(np.diagonal(products, axis1=1, axis2=2))
+                norms = np.where(norms == 0, 1, norms)
+                cosines = products[:, first, second] / (norms[:, first] * norms[:, second])
+                total += np.arccos(cosines.clip(-1, 1)).sum(axis=0)
+        return RowSums(n_rows=n_rows, total=total / np.pi)
 
-    def _chunks(
-        self, keep: Bool[np.ndarray, " stored"]
-    ) -> Iterator[Float32[np.ndarray, "rows layers d_model"]]:
-        """The kept rows of each chunk, all layers side by side."""
+    def _chunks(self, shard: int) -> Iterator[Float32[np.ndarray, "rows layers d_model"]]:
+        """The kept rows of each chunk of a shard, all layers side by side."""
         spec = self._store.spec
-        for chunk in range(spec.n_chunks):
-            start, stop = spec.chunk_range(chunk)
-            kept = keep[start:stop]
+        begin, end = spec.shard_range(shard)
+        keep = np.ones(end - begin, dtype=bool)
+        for layer in spec.layers:
+            keep &= self._kept(layer, begin, end)
+        for start in range(begin, end, spec.chunk_rows):
+            stop = min(start + spec.chunk_rows, end)
+            kept = keep[start - begin : stop - begin]
             x = np.empty((int(kept.sum()), len(spec.layers), spec.d_model), np.float32)
             for place, layer in enumerate(spec.layers):
                 x[:, place] = self._store.read(f"layers/{layer}", start, stop)[kept]
             yield x
 
-    def _norms(self, layer: int) -> Float32[np.ndarray, " stored"]:
-        return self._store.column(f"layers/{layer}/norm", 0, self._store.spec.n_rows)
+    def _norms(self, layer: int, start: int, stop: int) -> Float32[np.ndarray, " rows"]:
+        return self._store.column(f"layers/{layer}/norm", start, stop)
 
-    def _kept(
-        self, layer: int, norms: Float32[np.ndarray, " stored"]
-    ) -> Bool[np.ndarray, " stored"]:
-        n_rows = self._store.spec.n_rows
+    def _kept(self, layer: int, start: int, stop: int) -> Bool[np.ndarray, " rows"]:
         if self._row_filter is None:
-            return np.ones(n_rows, dtype=bool)
-        token_id = self._store.column("token_id", 0, n_rows)
-        position = self._store.column("position", 0, n_rows)
-        return self._row_filter.keep(token_id, position, np.full(n_rows, layer), norms)
+            return np.ones(stop - start, dtype=bool)
+        return self._row_filter.keep(
+            self._store.column("token_id", start, stop),
+            self._store.column("position", start, stop),
+            np.full(stop - start, layer),
+            self._norms(layer, start, stop),
+        )
+
+
+def distances(
+    store: Location, row_filter: RowFilter | None, center: bool, work: Work
+) -> DistanceReport:
+    """Mean over tokens of arccos(cosine) / pi for every pair of layers (papers.md 2.1).
+
+    A pair is compared at one set of tokens, those that the row filter keeps in every layer; an
+    activation of length 0 has no direction and counts as orthogonal to all others.
+
+    Args:
+        store: The pilot store.
+        row_filter: Which rows count.
+        center: Subtract each layer's mean over those tokens first, which costs a second pass.
+        work: Who computes.
+
+    Raises:
+        InputError: If the row filter keeps no token.
+        StoreError: If a shard isn't committed or is damaged.
+    """
+    spec, chosen = ActivationStore.open(store).spec, (store, row_filter)
+    shards = [(shard,) for shard in range(spec.n_shards)]
+
+    def mean(arguments: tuple[Any, ...], method: str) -> tuple[np.ndarray, int]:
+        n_rows, total = 0, 0.0
+        for sums in _in_order(work(arguments, method, shards)):
+            n_rows, total = n_rows + sums.n_rows, total + sums.total
+        if n_rows == 0:
+            raise InputError(
+                f"the row filter keeps none of the {spec.n_rows} tokens of {store} in every "
+                "layer; at least one is needed: loosen the hygiene settings or harvest more"
+            )
+        return np.asarray(total) / n_rows, n_rows
+
+    means = mean(chosen, "row_sums")[0] if center else None
+    angles, n_rows = mean((*chosen, means), "angle_sums")
+    [(_, median_norm)] = work(chosen, "median_norms", [()])
+    [(_, mean_norm)] = work(chosen, "mean_norms", [()])
+    return DistanceReport(
+        layers=spec.layers,
+        distances=tuple(map(tuple, squareform(angles).tolist())),
+        centered=center,
+        n_rows=n_rows,
+        n_stored=spec.n_rows,
+        mean_norm=mean_norm,
+        median_norm=median_norm,
+    )
+
+
+def _in_order(results: Iterable[tuple[tuple[Any, ...], RowSums]]) -> Iterator[RowSums]:
+    """Of shards that are done in any order; sums of floats depend on it."""
+    waiting: dict[int, RowSums] = {}
+    following = 0
+    for (shard,), sums in results:
+        waiting[shard] = sums
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1

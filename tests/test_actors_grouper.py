@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.errors import InputError
-from actors.grouper import Grouper
+from actors.grouper import DistanceReport, Grouper, distances
 from actors.grouping import GroupConfig, checked, choose
 from storage.activations import ActivationStore
 from storage.errors import StoreError
@@ -67,6 +67,15 @@ def naive_distance(a, b):
     return sum(angles) / len(angles)
 
 
+def work(arguments, method, jobs):
+    """In process, and the last job first."""
+    return [(job, getattr(Grouper(*arguments), method)(*job)) for job in reversed(list(jobs))]
+
+
+def measured(path, center: bool, row_filter: RowFilter | None = None) -> DistanceReport:
+    return distances(path, row_filter, center, work)
+
+
 def hygiene_of(path):
     return RowFilter(Hygiene(), (SEPARATOR,), Grouper(path).median_norms())
 
@@ -74,7 +83,7 @@ def hygiene_of(path):
 @pytest.mark.parametrize("center", [False, True], ids=["raw", "centered"])
 def test_streamed_distances_equal_those_taken_token_by_token(tmp_path, center):
     x, _ = filled_store(tmp_path / "pilot", spec_of())
-    report = Grouper(tmp_path / "pilot").distances(center)
+    report = measured(tmp_path / "pilot", center)
 
     x = x.astype(np.float64)
     if center:
@@ -90,7 +99,7 @@ def test_streamed_distances_equal_those_taken_token_by_token(tmp_path, center):
 
 def test_rows_that_the_filter_drops_in_any_layer_count_in_no_pair(tmp_path):
     x, token_id = filled_store(tmp_path / "pilot", spec_of())
-    report = Grouper(tmp_path / "pilot", hygiene_of(tmp_path / "pilot")).distances(center=True)
+    report = measured(tmp_path / "pilot", True, hygiene_of(tmp_path / "pilot"))
 
     keep = token_id != SEPARATOR
     keep[[4, 20]] = False
@@ -102,7 +111,7 @@ def test_rows_that_the_filter_drops_in_any_layer_count_in_no_pair(tmp_path):
 
 def test_norms_of_a_layer_are_those_of_its_own_kept_rows(tmp_path):
     x, token_id = filled_store(tmp_path / "pilot", spec_of())
-    report = Grouper(tmp_path / "pilot", hygiene_of(tmp_path / "pilot")).distances(center=False)
+    report = measured(tmp_path / "pilot", False, hygiene_of(tmp_path / "pilot"))
 
     norms = np.linalg.norm(x.astype(np.float64), axis=-1)
     text = token_id != SEPARATOR
@@ -121,7 +130,7 @@ def test_distances_do_not_depend_on_how_the_store_is_cut(tmp_path):
     for name, chunk in {"small": 1, "large": 4}.items():
         spec = spec_of(sequences_per_chunk=chunk, chunks_per_shard=4 // chunk)
         filled_store(tmp_path / name, spec)
-        matrices.append(Grouper(tmp_path / name).distances(center=True).matrix)
+        matrices.append(measured(tmp_path / name, True).matrix)
     np.testing.assert_allclose(*matrices, rtol=1e-12)
 
 
@@ -134,7 +143,7 @@ def test_the_same_activation_in_two_layers_is_at_distance_zero_and_its_opposite_
     arrays = {"layers/0": rows, "layers/1": 2 * rows, "layers/2": -rows}
     store.write_shard(0, encoded(spec, 0, arrays), columns)
 
-    report = Grouper(tmp_path / "pilot").distances(center=False)
+    report = measured(tmp_path / "pilot", False)
 
     assert report.matrix[0, 1] == pytest.approx(0, abs=1e-8)  # arccos(1 - 1e-16) is 1.5e-8
     assert report.matrix[0, 2] == pytest.approx(1, abs=1e-8)
@@ -149,12 +158,12 @@ def test_an_activation_of_length_zero_counts_as_orthogonal(tmp_path):
     arrays = encoded(spec, 0, {"layers/0": ones, "layers/1": 0 * ones})
     store.write_shard(0, arrays, columns)
 
-    assert Grouper(tmp_path / "pilot").distances(center=False).matrix[0, 1] == 0.5
+    assert measured(tmp_path / "pilot", False).matrix[0, 1] == 0.5
 
 
 def test_a_report_is_plain_numbers_and_can_be_grouped(tmp_path):
     filled_store(tmp_path / "pilot", spec_of())
-    report = Grouper(tmp_path / "pilot").distances(center=True)
+    report = measured(tmp_path / "pilot", True)
     grouping = choose(report.matrix, GroupConfig(n_groups=2), report.layers)
     assert json.loads(json.dumps(asdict(report)))["distances"] == report.matrix.tolist()
     assert sorted(layer for group in grouping.groups for layer in group.layers) == [0, 1, 2]
@@ -165,10 +174,10 @@ def test_a_filter_that_keeps_nothing_is_reported(tmp_path):
     medians = Grouper(tmp_path / "pilot").median_norms()
     drop_all = RowFilter(Hygiene(), range(10), medians)
     with pytest.raises(InputError, match=r"keeps none of the 55 tokens .* loosen the hygiene"):
-        Grouper(tmp_path / "pilot", drop_all).distances(center=True)
+        measured(tmp_path / "pilot", True, drop_all)
 
 
 def test_an_unfinished_pilot_is_not_measured(tmp_path):
     ActivationStore.create(tmp_path / "pilot", spec_of())
-    with pytest.raises(StoreError, match=r"shard 0 .* is not committed"):
-        Grouper(tmp_path / "pilot").distances(center=True)
+    with pytest.raises(StoreError, match=r"shard \d .* is not committed"):
+        measured(tmp_path / "pilot", True)

@@ -30,7 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from actors.errors import InputError
 from actors.evaluator import Evaluator
-from actors.grouper import Grouper
+from actors.grouper import Grouper, distances
 from actors.harvester import SHARDS_AT_ONCE, Harvester
 from actors.language_model import describe, parameter_count
 from actors.bundle import Bundle
@@ -87,8 +87,10 @@ def harvester():
 row_filter = RowFilter(Hygiene(), (0,), dict.fromkeys(layers, 1e9))
 
 def grouper():
-    actor = Grouper(folder / "pilot.zarr", row_filter)
-    return lambda: actor.distances(center=True), memory.grouper(specs["pilot"])
+    def work(arguments, method, jobs):
+        actor = Grouper(*arguments)
+        return ((job, getattr(actor, method)(*job)) for job in jobs)
+    return lambda: distances(folder / "pilot.zarr", row_filter, True, work), memory.grouper(specs["pilot"])
 
 def trainer():
     rmtree(folder / "trial", ignore_errors=True)

@@ -1,6 +1,8 @@
 """The grouping stage: distances between layers, the groups they give, and what rows are fit."""
 
-from actors.grouper import DistanceReport, Grouper
+from functools import partial
+
+from actors.grouper import Grouper, distances
 from actors.grouping import choose
 from orchestrator.pages.figures.groups import amad_curve, distance_matrix, merges
 from orchestrator.pool import Pool
@@ -30,7 +32,7 @@ def _measured(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
     pilot, cfg = session.run.pilot, session.cfg
     medians = pool.call(Grouper, (pilot,), "median_norms")
     row_filter = RowFilter(cfg.hygiene, tokens.special_ids, medians)
-    report: DistanceReport = pool.call(Grouper, (pilot, row_filter), "distances", cfg.group.center)
+    report = distances(pilot, row_filter, cfg.group.center, partial(pool.work, Grouper))
     grouping = choose(report.matrix, cfg.group, report.layers)
     return GroupStage(grouping=grouping, report=report, row_filter=row_filter)
 
