@@ -5,7 +5,7 @@ the model and the tokens, so writing it again is harmless; it counts when its co
 which is written last. docs/store_format.md says it byte for byte.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -298,6 +298,14 @@ class ActivationStore:
         """
         self.spec.layers_of(array)
         return self._reader.activations(array, start, stop)
+
+    def chunks(self, array: str, chunks: Sequence[int]) -> list[Shaped[np.ndarray, "rows d_model"]]:
+        """Chunks of an array as stored, by their numbers; of an object store several at a time.
+
+        Raises:
+            StoreError: As `read_stored`.
+        """
+        return self._reader.chunks(array, chunks)
 
     def row_scales(self, array: str, start: int, stop: int) -> Float32[np.ndarray, " rows"]:
         """What each row of an array was multiplied by before it was rounded.

@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 _PATIENCE_SECONDS = 0.1
 
+_SCANNED_AT_ONCE = 16
+"""Shards whose columns are read together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
@@ -190,11 +193,12 @@ class ShuffledBatches:
     def _scan(self, shards: range) -> None:
         """Read which rows of some shards are kept, if that is not known yet."""
         store, array, spec = self._store, self._array, self._store.spec
-        for shard in shards:
-            first = shard * spec.chunks_per_shard
+        for start in range(shards.start, shards.stop, _SCANNED_AT_ONCE):
+            last = min(start + _SCANNED_AT_ONCE, shards.stop) - 1
+            first = start * spec.chunks_per_shard
             if first in self._counts:
                 continue
-            span = spec.shard_range(shard)
+            span = spec.shard_range(start)[0], spec.shard_range(last)[1]
             keep = self._row_filter.keep(
                 store.column("token_id", *span),
                 store.column("position", *span),
@@ -222,7 +226,7 @@ class ShuffledBatches:
         kept = np.flatnonzero(kept).astype(np.int32)
         order = mixed(len(kept), spec, self._seed, epoch, segment, index)
         return Window(
-            chunks=[store.read_stored(self._array, *span) for span in spans],
+            chunks=store.chunks(self._array, chunks.tolist()),
             begins=begins,
             layers=np.concatenate([store.row_layers(self._array, *span) for span in spans]),
             scales=np.concatenate([store.row_scales(self._array, *span) for span in spans]),

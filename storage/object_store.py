@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
@@ -120,7 +120,7 @@ class ObjectPlace(Place):
 
     def zarr_store(self) -> Store:
         """The same objects for zarr."""
-        return _Reader(self._bucket, read_only=True)
+        return _Reader(self._bucket)
 
     @contextmanager
     def answering(self, name: str) -> Iterator[None]:
@@ -230,12 +230,32 @@ class ObjectPlace(Place):
 
 
 class _Reader(ObjectStore[obstore.store.ObjectStore]):
-    """zarr's reader, for which a chunk that is gone is an error and not a chunk of zeros."""
+    """zarr's reader, for which a chunk that is gone is an error and not a chunk of zeros.
+
+    The index of a shard, which zarr reads again for each of its chunks, is asked for once.
+    """
+
+    def __init__(self, store: obstore.store.ObjectStore, *, read_only: bool = True) -> None:
+        super().__init__(store, read_only=read_only)
+        self._indices: dict[str, Buffer] = {}
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The bytes of an object, asked for again where an answer breaks off."""
+        """The bytes of an object."""
+        if not isinstance(byte_range, SuffixByteRequest):
+            return await self._asked(key, prototype, byte_range)
+        if key not in self._indices:
+            index = await self._asked(key, prototype, byte_range)
+            if index is None:
+                return None
+            self._indices[key] = index
+        return self._indices[key]
+
+    async def _asked(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        """The same, asked for again where an answer breaks off."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 data = await super().get(key, prototype, byte_range)

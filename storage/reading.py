@@ -7,7 +7,10 @@ decoded.
 
 import mmap
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 import zarr
@@ -17,7 +20,7 @@ from storage.chunk_source import ChunkSource
 from storage.commits import CommitLog
 from storage.dtypes import stored_dtype
 from storage.errors import StoreError
-from storage.files import is_cached
+from storage.files import FileRecord, is_cached
 from storage.layout import StoreSpec, activation_file
 from storage.places import Place
 from storage.root import NAME, Root, check_file
@@ -25,6 +28,11 @@ from storage.shards import chunk_places, without_checksum
 
 _COLUMN_BYTES = 64 * 2**20
 """Of columns that are kept when they are read: chunks of the same shard ask for them again."""
+
+REQUESTS_AT_ONCE = 16
+"""Of a reader, to an object store: each takes longer than its bytes do."""
+
+T = TypeVar("T")
 
 MEND = "`strata verify` names all damage of a run, and `strata harvest` then writes it again"
 
@@ -59,6 +67,8 @@ class ShardReader:
         self._sound: set[tuple[str, int]] = set()
         self._zarr: dict[str, zarr.Array] = {}
         self._columns: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._lock = Lock()
+        """Of what is kept, as several threads read."""
 
     @property
     def in_place(self) -> bool:
@@ -78,15 +88,22 @@ class ShardReader:
             return self._joined(start, stop, self._spec.chunk_rows, self._shared_chunk_of(array))
         return self._decoded(array, start, stop)
 
+    def chunks(self, array: str, chunks: Sequence[int]) -> list[Shaped[np.ndarray, "rows d_model"]]:
+        """Some chunks of an array, as `activations`."""
+        return self._each(
+            lambda chunk: self.activations(array, *self._spec.chunk_range(chunk)), chunks
+        )
+
     def _decoded(self, array: str, start: int, stop: int) -> np.ndarray:
         """Rows through zarr."""
         key = f"{array}/x"
         for shard in self._shards(start, stop):
             self._check_file(activation_file(array, shard), shard)
-        if key not in self._zarr:
-            check_file(self._place, self._root, f"{key}/{NAME}")
-            with self._place.answering(key):
-                self._zarr[key] = zarr.open_array(self._place.zarr_store(), path=key, mode="r")
+        with self._lock:
+            if key not in self._zarr:
+                check_file(self._place, self._root, f"{key}/{NAME}")
+                with self._place.answering(key):
+                    self._zarr[key] = zarr.open_array(self._place.zarr_store(), path=key, mode="r")
         try:
             with self._place.answering(key):
                 return np.asarray(self._zarr[key][start:stop])
@@ -113,22 +130,30 @@ class ShardReader:
 
     def _column(self, name: str, shard: int) -> np.ndarray:
         """A column of a whole shard; those that were read last are kept."""
-        if (name, shard) not in self._columns:
+        found = self._columns.get((name, shard))
+        if found is None:
             found = self._shared.column(name, shard) if self._shared else None
-            self._columns[name, shard] = (
-                self._stored_column(name, shard) if found is None else found
-            )
+            found = self._stored_column(name, shard) if found is None else found
+        with self._lock:
+            self._columns[name, shard] = found
+            self._columns.move_to_end((name, shard))
             while sum(column.nbytes for column in self._columns.values()) > _COLUMN_BYTES:
                 self._columns.popitem(last=False)
-        self._columns.move_to_end((name, shard))
-        return self._columns[name, shard]
+        return found
 
     def _stored_column(self, name: str, shard: int) -> np.ndarray:
-        file = self._check_file(f"{name}/c/{shard}", shard)
-        data = without_checksum(self._place.read(file))
-        if data is None:
+        file = f"{name}/c/{shard}"
+        written = self._written(file, shard)
+        try:
+            data = self._place.read(file)
+        except FileNotFoundError:
+            data = b""
+        if written is None or len(data) != written.n_bytes:
+            raise self._gone(file)
+        values = without_checksum(data)
+        if values is None:
             raise StoreError(f"{self._place}/{file} is damaged; {MEND}")
-        return np.frombuffer(data, self._spec.columns[name])
+        return np.frombuffer(values, self._spec.columns[name])
 
     def _joined(
         self,
@@ -139,14 +164,21 @@ class ShardReader:
         dtype: np.dtype | None = None,
     ) -> np.ndarray:
         """Rows out of parts of `step` rows each."""
-        parts = [
-            part_of(part)[max(start - part * step, 0) : stop - part * step]
-            for part in range(start // step, -(-stop // step))
-        ]
+        parts = self._each(
+            lambda part: part_of(part)[max(start - part * step, 0) : stop - part * step],
+            range(start // step, -(-stop // step)),
+        )
         if not parts or start == stop:
             width = () if dtype else (self._spec.d_model,)
             return np.empty((0, *width), dtype or stored_dtype(self._spec.dtype))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _each(self, read: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
+        """What is read of each, of an object store several at a time."""
+        if self._place.folder is not None or len(numbers) < 2:
+            return [read(number) for number in numbers]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            return list(threads.map(read, numbers))
 
     def _chunk_of(self, array: str) -> Callable[[int], np.ndarray]:
         def chunk_of(chunk: int) -> np.ndarray:
@@ -208,16 +240,24 @@ class ShardReader:
         """
         if name in self._seen:
             return name
-        if shard not in self._commits:
-            raise StoreError(
-                f"shard {shard} of {self._place} is not committed: its harvest is still running "
-                "or was cut short; run the same command again to finish it"
-            )
-        written = self._commits.record(shard).files.get(name)
+        written = self._written(name, shard)
         if written is None or self._place.size(name) != written.n_bytes:
-            raise StoreError(
-                f"{self._place}/{name} is gone or has another length than was written; {MEND}"
-            )
+            raise self._gone(name)
         if self._place.folder is None:
             self._seen.add(name)
         return name
+
+    def _written(self, name: str, shard: int) -> FileRecord | None:
+        """What a file of a committed shard was when it was written."""
+        try:
+            return self._commits.record(shard).files.get(name)
+        except FileNotFoundError:
+            raise StoreError(
+                f"shard {shard} of {self._place} is not committed: its harvest is still running "
+                "or was cut short; run the same command again to finish it"
+            ) from None
+
+    def _gone(self, name: str) -> StoreError:
+        return StoreError(
+            f"{self._place}/{name} is gone or has another length than was written; {MEND}"
+        )

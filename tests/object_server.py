@@ -174,7 +174,7 @@ def forgetful(endpoint: str) -> Iterator[tuple[str, list[str]]]:
 
 @contextmanager
 def counted(endpoint: str) -> Iterator[tuple[str, list[int]]]:
-    """Another endpoint of the same server, and the bytes of every body that was fetched through it."""
+    """Another endpoint of the same server, and the bytes of every body that was asked for through it."""
     fetched: list[int] = []
 
     class Handler(_Handler):
@@ -182,7 +182,7 @@ def counted(endpoint: str) -> Iterator[tuple[str, list[int]]]:
             status, headers, answer = _forwarded(
                 endpoint, self.command, self.path, self.headers, body
             )
-            if self.command == "GET":
+            if self.command in ("GET", "HEAD"):
                 fetched.append(len(answer))
             self.respond(status, headers, answer)
 

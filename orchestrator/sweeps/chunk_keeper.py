@@ -37,7 +37,7 @@ class ChunkKeeper:
     def __init__(self, location: Location, n_bytes: int) -> None:
         """Keep up to `n_bytes` of the store at a place."""
         self._store, self._room = ActivationStore.open(location), n_bytes
-        self._lock, self._columns = Lock(), Lock()
+        self._lock = Lock()
         self._parts: OrderedDict[Part, Future[tuple[ray.ObjectRef, int] | None]] = OrderedDict()
         """Those that are there or on their way, the one asked for last at the end."""
 
@@ -70,8 +70,7 @@ class ChunkKeeper:
         spec = self._store.spec
         if kind == "chunk":
             return self._store.read_stored(name, *spec.chunk_range(number))
-        with self._columns:
-            return self._store.column(name, *spec.shard_range(number))
+        return self._store.column(name, *spec.shard_range(number))
 
     def _make_room(self) -> None:
         """Drop what was asked for longest ago; who still uses it keeps it."""
