@@ -11,8 +11,9 @@ from actors.language_model import describe
 from orchestrator.config import RunConfig
 from orchestrator.config_file import parse
 from orchestrator.pages.scale_page import COLUMNS, cells, lines
+from orchestrator.planning.hardware import Hardware
 from orchestrator.planning.plan import plan
-from orchestrator.planning.scale import Hardware, Scale, model_flops, scale
+from orchestrator.planning.scale import Scale, model_flops, scale
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- python -m benchmarks.scale_model --write -->\n", "<!-- end -->\n"

@@ -1,5 +1,6 @@
 """The model of large runs: it agrees with stores that are written, and the document agrees with it."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,17 @@ from benchmarks.scale_model import DOC, GPUS, MODELS, TOKENS, modelled, tables, 
 from orchestrator import config_file
 from orchestrator.__main__ import main
 from orchestrator.pages.scale_page import cells
+from orchestrator.planning import requests
+from orchestrator.planning.hardware import Hardware
 from orchestrator.planning.plan import plan
-from orchestrator.planning.scale import Hardware, Scale, StageLoad, model_flops, scale
+from orchestrator.planning.scale import Scale, model_flops, scale
+from orchestrator.planning.stage_load import StageLoad
+from storage.activations import ActivationStore
+from storage.batches import Cursor, ShuffledBatches
+from storage.hygiene import Hygiene, RowFilter
+from tests.object_server import BUCKET, counted, object_server, use
 from tests.runs import write_config
+from tests.stores import filled_store, small_spec
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,7 @@ def test_the_document_has_the_figures_that_the_code_gives(runs: dict[tuple[str, 
     text = DOC.read_text()
     assert written(text) == tables(runs)
     assert all(f"### {model}, {tokens} tokens" in text for model in MODELS for tokens in TOKENS)
-    for number in ("990", "80 GB at 2 TB/s", "3,500 PUT and 5,500 GET", "1.5 GB/s", f"{GPUS} GPUs"):
+    for number in ("990", "80 GB at 2 TB/s", "3,500 PUT and 5,500 GET", "1.4 GB/s", f"{GPUS} GPUs"):
         assert number in text
 
 
@@ -67,6 +76,47 @@ def test_objects_that_are_written_are_those_of_a_store(finished: tuple[Path, str
         assert load.puts == len(objects)
         assert load.written == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
         assert load.results == len([file for file in objects if file.parent.name == "commits"])
+
+
+def test_a_reader_sends_as_many_requests_as_are_counted(monkeypatch: pytest.MonkeyPatch):
+    spec = small_spec(
+        groups=((0, 2), (1,)),
+        n_population=300,
+        n_sequences=192,
+        sequences_per_chunk=2,
+        chunks_per_shard=6,
+    )
+    where, ahead = f"s3://{BUCKET}/train.zarr", 8
+    everything = RowFilter(Hygiene(), (), dict.fromkeys(range(3), 1e9))
+    with object_server() as endpoint, counted(endpoint) as (proxy, asked):
+        use(monkeypatch, proxy)
+        filled_store(where, spec)  # pyright: ignore[reportArgumentType]
+        store, before = ActivationStore.open(where), len(asked)
+        batches = ShuffledBatches(store, "groups/0", everything, 32, window_chunks=ahead, seed=0)
+        for _ in islice(batches.batches(Cursor()), batches.batches_per_epoch):
+            pass
+    found, counts = len(asked) - before, requests.array_gets(spec, spec.n_rows)
+    assert counts == 96 + 16 * (3 + 2 + 2)
+    # At the end of an epoch two windows of the next are under way; and metadata is read once.
+    assert counts <= found <= counts + 2 * ahead + 8
+
+
+def test_ranks_and_shares_of_gpus_change_what_a_sweep_asks(tmp_path: Path):
+    """Against the same sweep with a GPU for each trial, on more GPUs than trials."""
+
+    def sweep(link: float = 1e30, **compute: float) -> StageLoad:
+        cfg = config_file.load(write_config(tmp_path, compute={"cpus": 2, **compute}))
+        shape = describe(cfg.model)
+        figures = plan(cfg, shape)
+        hardware = Hardware(gpus=1000, link_bytes_per_second=link)
+        return of(scale(cfg, shape, figures, 1.0, hardware), "sweep")
+
+    one, two, quarter = sweep(), sweep(ranks_per_trial=2), sweep(gpus_per_trial=0.25)
+    assert (two.read, two.gets) == (2 * one.read, 2 * one.gets)
+    term = "too few trials for the GPUs"
+    assert two.seconds[term] == pytest.approx(one.seconds[term] / 2)
+    assert sweep(1e9, ranks_per_trial=2).seconds[term] > two.seconds[term], "they also exchange"
+    assert quarter.seconds[term] > 3 * one.seconds[term]
 
 
 def test_more_gpus_shorten_what_they_do_until_something_else_limits(tmp_path: Path):
