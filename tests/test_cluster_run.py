@@ -157,8 +157,23 @@ sys.stdin.read()
 """
 
 
-def test_an_object_store_that_others_have_filled_is_an_error_that_says_so(tmp_path: Path):
-    write_config(tmp_path)
+ASKER = """
+import sys, ray
+from orchestrator.cluster import connected
+from orchestrator.config import ComputeConfig
+from orchestrator.errors import UserError
+try:
+    with connected(ComputeConfig(address=sys.argv[1])):
+        ray.put(bytes(2**26))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_what_needs_room_in_an_object_store_that_others_have_filled_says_so_and_a_run_needs_none(
+    tmp_path: Path,
+):
+    config = write_config(tmp_path, run_dir=str(tmp_path / "run"), compute={"cpus": None})
     no_disk = {"RAY_local_fs_capacity_threshold": "0.0001"}  # to move objects to
     with (
         nodes(cpus=1, environment=no_disk) as cluster,
@@ -172,7 +187,22 @@ def test_an_object_store_that_others_have_filled_is_an_error_that_says_so(tmp_pa
     ):
         assert filler.stdout
         assert "full" in filler.stdout.readline()
-        said = refused(tmp_path, cluster)
+        environment = {**cluster.environment, "PYTHONPATH": str(ROOT)}
+        asked = subprocess.run(
+            [sys.executable, "-c", ASKER, cluster.address],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        run = subprocess.run(
+            [sys.executable, "-m", "orchestrator", "run", config, "--address", cluster.address],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
         filler.communicate()
-    assert "strata: the cluster's object store is full" in said
-    assert "`ray status`" in said
+    assert "the cluster's object store is full" in asked.stdout
+    assert "`ray status`" in asked.stdout
+    assert run.returncode == 0, run.stdout + run.stderr
