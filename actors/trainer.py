@@ -159,6 +159,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint: whatever happens next, training goes on from here."""
         extra = {
+            "trial": self.trial.id,
             "cursor": asdict(self.cursor),
             "seconds": self._seconds,
             "waited": self._waited,
@@ -221,6 +222,11 @@ class Trainer:
                 f"{error.path} is damaged ({error.fault}); the trial {self.trial.id} would go on from there; "
                 "delete that file, and the same command trains it from its begin"
             ) from error
+        if state.get("trial", self.trial.id) != self.trial.id:
+            raise InputError(
+                f"{self.trial.folder / 'fit.safetensors'} is of the trial {state['trial']}, and was copied to the "
+                f"folder of {self.trial.id}; delete that file, and the same command trains it from its begin"
+            )
         self.cursor = Cursor(**state["cursor"])
         self._seconds, self._waited = state["seconds"], state["waited"]
         # Without the curve, which somebody may have deleted, training goes on as well.

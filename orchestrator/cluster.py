@@ -1,6 +1,7 @@
 """Ray: connecting."""
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     if cfg.address:
         _refuse_client(cfg.address)
+        _refuse_private(cfg.address)
         _check_listens(cfg.address)
         _join(cfg.address)
     else:
@@ -126,6 +128,15 @@ def _refuse_client(address: str) -> None:
             f"compute.address: {address} is a way to a cluster from outside, and a run is driven from one of "
             "its nodes: `strata submit --address http://HOST:8265` sends it there; on a node give auto, or "
             "HOST:PORT"
+        )
+
+
+def _refuse_private(address: str) -> None:
+    """Ray would start one of its own for it, which listens beyond this machine."""
+    if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
+        raise UserError(
+            "compute.address: auto takes what RAY_ADDRESS names, and that is local, which is no cluster; unset "
+            "RAY_ADDRESS, or leave the address out to use this machine alone"
         )
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
@@ -125,7 +125,7 @@ class ComputeConfig:
     """What the actors may use. None of it changes what a run computes, but for the rounding of ranks."""
 
     address: str | None = None
-    """Of a running Ray cluster; by default a private one on this machine."""
+    """Of a running Ray cluster: auto or HOST:PORT; by default a private one on this machine."""
 
     cpus: Positive | None = None
     """Cores of the private cluster; by default all."""
@@ -177,6 +177,11 @@ class ComputeConfig:
                     f"{all_told if asked != getattr(self, setting) else ''} is neither a share of one "
                     "GPU nor a whole number of them; give at most 1, or 2, 3, ..."
                 )
+        if self.address in ("", "local"):
+            raise ValueError(
+                f"address: {self.address!r} is no cluster's; leave address out to use this machine alone, or "
+                "give auto for the cluster that this machine belongs to, or HOST:PORT"
+            )
         if self.address and self.cpus:
             raise ValueError(
                 "cpus: sizes a private cluster, but address names a running one; leave out either"
@@ -212,26 +217,45 @@ class ComputeConfig:
         return asked
 
 
+_PLAIN_QUERY = (
+    *("sslmode", "sslrootcert", "host", "port", "service", "connect_timeout"),  # PostgreSQL
+    *("charset", "unix_socket", "read_default_file", "ssl_ca"),  # MySQL
+    *("driver", "encrypt", "trustservercertificate", "trusted_connection"),  # SQL Server
+)
+"""What may stand in the query of a tracking address: names, places and switches, and no secret in any of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where MLflow keeps the runs."""
 
     uri: str | None = None
-    """An MLflow tracking server; by default an SQLite file beside the run directory. No password stands in
-    it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them, of a database its own environment."""
+    """An MLflow tracking server; by default an SQLite file beside the run directory. No user or password stands
+    in it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them, of a database its own environment."""
 
     def __post_init__(self) -> None:
         """Refuse what would be copied into the run directory, MLflow and the report."""
-        if self.uri is None:
-            return
-        url = urlsplit(self.uri)
-        secret = re.search(r"(password|passwd|secret|token|key)[^=&]*=", url.query, re.IGNORECASE)
-        is_server = url.scheme in ("http", "https")
-        if url.password is not None or secret or (is_server and url.username is not None):
+        if self.uri is not None and _may_hold_a_secret(self.uri):
             raise ValueError(
-                "uri: it holds a password, which would be copied with the configuration; leave it out and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database its own environment)"
+                "uri: it holds a user, a password, a fragment or a query that is not known to be harmless, and would be "
+                f"copied with the configuration (a query may have {', '.join(_PLAIN_QUERY)}); leave it out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database its own environment, such as "
+                "PGUSER and PGPASSWORD, or a file, such as MySQL's read_default_file)"
             )
+
+
+def _may_hold_a_secret(uri: str) -> bool:
+    """Whether an address says more than a place and plain settings, however a library may read it."""
+    try:
+        url = urlsplit(uri)
+    except ValueError:  # whose message may repeat a part of it
+        return True
+    is_file = url.scheme.split("+")[0] in ("sqlite", "file") and not url.netloc
+    query = parse_qsl(url.query, keep_blank_values=True)
+    plain = all(
+        key.lower() in _PLAIN_QUERY and re.fullmatch(r"[\w ./~-]*", value) for key, value in query
+    )
+    return ("@" in uri and not is_file) or bool(url.fragment) or not plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 from ray.dashboard.modules import dashboard_sdk
 from ray.dashboard.modules.job import sdk
@@ -85,6 +86,12 @@ class Request:
                 f"{file} lies outside {folder}, which is what is sent; give the command in a folder "
                 "that holds it, or --image to send the file alone"
             )
+        if folder is not None and not _is_sent(file.resolve(), folder.resolve()):
+            raise UserError(
+                f"{file} is not sent with {folder}: a .gitignore or .rayignore names it, or it lies in runs or is an "
+                f".env file; copy it to where it is sent (`cp {shlex.quote(str(file))} run.yaml`) and submit that, or "
+                "give --image to send the file alone"
+            )
         return cls(
             file=file,
             overrides=tuple(overrides),
@@ -109,7 +116,7 @@ class Jobs:
         self.address = address.rstrip("/")
         if not self.address.startswith(("http://", "https://")):
             raise UserError(
-                f"--address: {address} is not where a cluster takes jobs; that is its dashboard: give "
+                f"--address: {address!r} is not where a cluster takes jobs; that is its dashboard: give "
                 "http://HOST:8265"
             )
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # which Ray would prefer to an argument
@@ -177,7 +184,7 @@ class Jobs:
         A connection that breaks is made again, and what was written is not written twice.
         """
         log, answered = _Log(self._client, job, write), time.monotonic()
-        while time.monotonic() - answered < LOST_SECONDS:
+        while time.monotonic() - max(answered, log.heard) < LOST_SECONDS:
             ended = False
             with suppress(*_NO_ANSWER):  # the next question tells
                 ended = asyncio.run(log.show())
@@ -236,6 +243,8 @@ class _Log:
     def __init__(self, client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> None:
         self._client, self._job, self._write = client, job, write
         self._n_written = 0
+        self.heard = time.monotonic()
+        """When something of it came last."""
 
     async def show(self) -> bool:
         """Write what is new, until the job ends (True) or the log is silent (False)."""
@@ -248,10 +257,33 @@ class _Log:
                     return True
                 except TimeoutError:
                     return False
+                self.heard = time.monotonic()
                 n_read += len(part)
                 if n_read > self._n_written:
                     self._write(part[self._n_written - n_read :])
                     self._n_written = n_read
+
+
+def _is_sent(file: Path, folder: Path) -> bool:
+    """Whether Ray packs a file when it packs a folder: it asks the same of every folder on the way.
+
+    Raises:
+        UserError: If a .gitignore or .rayignore there holds what Ray can't read.
+    """
+    never = [*ray_constants.get_runtime_env_default_excludes(), *NEVER_SENT]
+    by_git = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1"
+    excluded = [packaging._get_excludes(folder, never)]
+    for path in (p for p in reversed((file, *file.parents)) if p.is_relative_to(folder)):
+        try:
+            excluded += packaging.get_excludes_from_ignore_files(path, include_gitignore=by_git)
+        except (OSError, ValueError, IndexError) as error:  # the last of a line such as a bare !
+            raise UserError(
+                f"{path}: Ray can't read the .gitignore or .rayignore there ({error}); correct it, or give --image "
+                "to send the file alone"
+            ) from None
+        if any(excludes(path) for excludes in excluded):
+            return False
+    return True
 
 
 def outcome(details: JobDetails) -> tuple[int, Sequence[str]]:

@@ -27,7 +27,7 @@ from orchestrator.stages.same_model import note_weights
 from orchestrator.stages.sweep import sweep
 from orchestrator.stages.verify import take_back
 from orchestrator.sweeps.front import fronts, to_json
-from orchestrator.sweeps.winners import rank, winners
+from orchestrator.sweeps.winners import rank, sound, winners
 from orchestrator.tracking.environment import note_environment
 from orchestrator.tracking.tracker import Tracker
 
@@ -92,11 +92,14 @@ def _stages(session: Session, pool: Pool, until: int, with_baselines: bool) -> N
     if until < STAGES.index("run"):
         return
     results = [result for _, result in found]
-    chosen = winners(results, session.cfg.sweep.winner)
+    chosen = winners(sound(found), session.cfg.sweep.winner)
     judged = [trial for trial, result in found if result in chosen]
     evaluations = evaluate(session, judged, groups.row_filter, pool)
     best = [
-        min((pair for pair in found if pair[1]["group"] == group.id), key=lambda p: rank(p[1]))
+        min(
+            (p for p in found if p[1] in chosen and p[1]["group"] == group.id),
+            key=lambda p: rank(p[1]),
+        )
         for group in groups.grouping.groups
     ]
     if with_baselines:

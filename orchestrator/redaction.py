@@ -4,26 +4,31 @@ import os
 import re
 
 _SECRET = re.compile(
-    r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS?|SAS)(_|$)", re.IGNORECASE
+    r"""(^|_)(
+        [A-Z0-9]*(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN)
+        | (API|ACCESS|ACCOUNT|AUTH|PRIVATE|SECRET)?KEY
+        | CREDENTIALS? | SAS | DSN | CONNECTION_?STRING | (DATABASE|DB)_UR[IL]
+    )(_|$) | (^|_)PASS$ | _PWD$""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _SHORTEST = 6
 """Of a value that is looked for: `true` and `1` stand for no secret, and everywhere."""
 
-_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*:[^/\s@'\"]*(?=@)")
+_IN_URL = re.compile(r"(?<=://)[^/\s]*(?=@)")
+"""Up to the last @: a password may hold others."""
 
 HIDDEN = "***"
 
 
 def is_secret(variable: str) -> bool:
-    """Whether an environment variable holds a secret, by its name: AWS_SECRET_ACCESS_KEY, HF_TOKEN."""
+    """Whether an environment variable holds a secret, by its name: AWS_SECRET_ACCESS_KEY, PGPASSWORD."""
     return _SECRET.search(variable) is not None
 
 
 def redacted(text: str) -> str:
     """The text with HIDDEN for user and password of every URL, and for what secrets of the environment hold."""
-    text = _IN_URL.sub(HIDDEN, text)
     secrets = {value for name, value in os.environ.items() if is_secret(name)}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
-    return text
+    return _IN_URL.sub(HIDDEN, text)

@@ -1,6 +1,7 @@
 """Where everything of a run lies, and what makes it belong to one configuration."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ class RunDirectory:
 
         Raises:
             UserError: If it belongs to another configuration (with the difference), another process
-                works on it, or it can't be written.
+                works on it, a folder in it is a link to elsewhere, or it can't be written.
         """
         run = cls.of(cfg)
         try:
@@ -53,7 +54,7 @@ class RunDirectory:
                 raise UserError(
                     f"{run.path} holds files but no run of strata; give a run_dir that is new or empty"
                 )
-            run_lock.hold(run.path)
+            run.hold()
         except OSError as error:
             raise UserError(
                 f"{run.path} can't be written ({error.strerror}); set run_dir to a place that can"
@@ -67,6 +68,19 @@ class RunDirectory:
         if run.store != place(run.path):
             run._own(run.store.hasty, dumped)
         return run
+
+    def hold(self) -> None:
+        """Keep it for this process alone, as long as that lives.
+
+        Raises:
+            UserError: If another process works on it, or what is written would follow a link to elsewhere.
+        """
+        for link in _links_out(self.path):
+            raise UserError(
+                f"{link} is a link that leads out of {self.path}, and a run writes there alone; delete the link, "
+                "or put what it leads to in its place (tokens and activations may lie elsewhere: harvest.store)"
+            )
+        run_lock.hold(self.path)
 
     @classmethod
     def finished(cls, cfg: RunConfig) -> "RunDirectory | None":
@@ -88,7 +102,9 @@ class RunDirectory:
             for winner in group.get("winners", ())
             for layer in group["layers"]
         )
-        told = data.get("mlflow", {}).get("complete")
+        mlflow = data.get("mlflow", {})
+        elsewhere = cfg.tracking.uri not in (None, mlflow.get("tracking_uri"))
+        told = mlflow.get("complete") and not elsewhere
         return run if told and all(file.is_file() for file in judged) else None
 
     def _own(self, where: Place, dumped: str) -> None:
@@ -356,6 +372,23 @@ def _completed(there: str) -> dict[str, Any]:
         return yaml.safe_load(config_file.dump(config_file.parse(given, "config.yaml")))
     except UserError:  # of a version that knew other settings
         return given
+
+
+def _links_out(run: Path) -> Iterator[Path]:
+    """Links that writing would follow out of a run directory: in the place of a folder, or of its lock."""
+    for path in _links(run):
+        is_followed = path.is_dir() or path == run / "lock"
+        if is_followed and not path.resolve().is_relative_to(run.resolve()):
+            yield path
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir() and folder.name != "c":  # in which a store has one for each shard
+                yield from _links(Path(entry.path))
 
 
 def _is_free(path: str) -> bool:

@@ -20,7 +20,13 @@ def run(args: Namespace) -> None:
     if args.from_client is not None:
         from orchestrator.versions import check_same, versions
 
-        client = dict(part.split("=", 1) for part in args.from_client.split())
+        said = [part.partition("=") for part in args.from_client.split()]
+        if not all(equals for _, equals, _ in said):
+            raise UserError(
+                f"--from-client: {args.from_client!r} is no list of NAME=VERSION; it is what `strata submit` says "
+                "of itself: leave it out"
+            )
+        client = {name: version for name, _, version in said}
         check_same(versions(), client, "where the run was submitted it is")
     if args.address is not None:
         args.overrides += [f"compute.address={json.dumps(args.address)}", "compute.cpus=null"]
@@ -139,8 +145,9 @@ def plan(args: Namespace) -> None:
     from orchestrator.pages import plan_page, scale_page
     from orchestrator.planning import plan as planning
     from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.hardware import Hardware
     from orchestrator.planning.rounding import int8_cost
-    from orchestrator.planning.scale import Hardware, model_flops, scale
+    from orchestrator.planning.scale import model_flops, scale
     from orchestrator.run_directory import RunDirectory
 
     cfg = config_file.load(args.config, args.overrides)
@@ -160,7 +167,6 @@ def plan(args: Namespace) -> None:
 
 def report(args: Namespace) -> None:
     """Write the report of a finished run again."""
-    from orchestrator import run_lock
     from orchestrator.pages.report import rewrite_report
     from orchestrator.run_directory import RunDirectory
 
@@ -169,7 +175,7 @@ def report(args: Namespace) -> None:
         raise UserError(
             f"{directory.path} holds no finished run; finish it with `strata run {args.config}`"
         )
-    run_lock.hold(directory.path)
+    directory.hold()
     rewrite_report(directory)
     _console().print(f"Report: {directory.report}", soft_wrap=True, highlight=False)
 
@@ -189,7 +195,6 @@ def progressive(args: Namespace) -> None:
 
 def dashboard(args: Namespace) -> None:
     """Write the dashboard of a finished run, or what of it is missing."""
-    from orchestrator import run_lock
     from orchestrator.run_directory import RunDirectory
 
     cfg = config_file.load(args.config, args.overrides)
@@ -200,7 +205,7 @@ def dashboard(args: Namespace) -> None:
         )
     from orchestrator.stages.dashboard import dashboard  # which brings in torch and Ray: seconds
 
-    run_lock.hold(directory.path)
+    directory.hold()
     page = dashboard(directory, cfg, _console())
     _console().print(f"Dashboard: {page}", soft_wrap=True, highlight=False)
 

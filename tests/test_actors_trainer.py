@@ -115,6 +115,18 @@ def test_what_a_trial_left_and_somebody_edited_is_told(trial: Trial):
             _ = trial.stopped_at
 
 
+def test_a_checkpoint_of_another_trial_is_refused(trial: Trial):
+    sibling = dataclasses.replace(trial, id="sibling", folder=trial.folder / "sibling")
+    bundle = Bundle([sibling])
+    bundle.advance(3)
+    bundle.pause()
+    (sibling.folder / "fit.safetensors").rename(trial.folder / "fit.safetensors")
+    with pytest.raises(
+        InputError, match=r"fit\.safetensors is of the trial sibling, .* delete that file"
+    ):
+        Bundle([trial])
+
+
 def test_a_trial_whose_curve_was_deleted_goes_on_to_the_same_bits(trial: Trial):
     whole = dataclasses.replace(trial, folder=trial.folder / "whole")
     finish(whole)

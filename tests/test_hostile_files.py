@@ -17,7 +17,7 @@ from orchestrator.__main__ import main
 from orchestrator.config import TrackingConfig
 from orchestrator.errors import UserError
 from orchestrator.progress_file import ProgressFile
-from orchestrator.redaction import redacted
+from orchestrator.redaction import is_secret, redacted
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.stages.group_file import load_groups
 from orchestrator.stages.verify import take_back
@@ -202,6 +202,58 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Pa
     assert not link.is_symlink()
 
 
+def linked_out(folder: Path, outside: Path) -> None:
+    """Put a link to another folder, which holds what would be overwritten, in the place of one."""
+    outside.mkdir()
+    (outside / "index.html").write_text("kept")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    [
+        *((["report"], "report"), (["dashboard"], "dashboard"), (["progressive"], "progressive")),
+        *((["export", "--to", "safetensors"], "exports"), (["run"], "train.zarr")),
+        *((["run"], "trials/linked"), (["run"], "baselines/trials")),
+    ],
+)
+def test_a_link_in_the_place_of_a_folder_is_refused(
+    run: RunDirectory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    verb: list[str],
+    place: str,
+):
+    linked_out(run.path / place, tmp_path / "outside")
+    assert main([verb[0], str(run.path), *verb[1:]]) == 2
+    said = capsys.readouterr().err
+    assert f"{run.path / place} is a link that leads out of {run.path}" in said
+    assert "delete the link" in said
+    assert [file.name for file in (tmp_path / "outside").iterdir()] == ["index.html"]
+    assert (tmp_path / "outside" / "index.html").read_text() == "kept"
+
+
+def test_a_link_in_the_place_of_the_lock_is_refused(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "outside").write_text("kept")
+    (run.path / "lock").symlink_to(tmp_path / "outside")
+    assert main(["report", str(run.path)]) == 2
+    assert f"{run.path / 'lock'} is a link" in capsys.readouterr().err
+    assert (tmp_path / "outside").read_text() == "kept"
+
+
+def test_a_link_to_the_run_directory_or_within_it_is_taken(run: RunDirectory, tmp_path: Path):
+    (run.path / "report").rename(run.path / "pages")
+    (run.path / "report").symlink_to("pages")
+    (tmp_path / "mine").symlink_to(run.path)
+    (run.path / "pages" / "index.html").unlink()
+    assert main(["report", str(tmp_path / "mine")]) == 0
+    assert (run.path / "pages" / "index.html").is_file()
+
+
 def test_a_model_that_brings_code_is_refused_and_its_code_not_run(tmp_path: Path):
     ran = tmp_path / "ran"
     folder = tmp_path / "model"
@@ -222,13 +274,37 @@ def test_a_model_that_brings_code_is_refused_and_its_code_not_run(tmp_path: Path
         "https://hunter2hunter2@host/x",
         "postgresql://somebody@host/x?password=hunter2hunter2",
         "postgresql://host/x?sslmode=require&sslpassword=hunter2hunter2",
+        "postgresql://host/x?pass%77ord=hunter2hunter2",
+        "postgresql://host/x?sslmode=require%26password%3Dhunter2hunter2",
+        "postgresql://somebody:hunter2/hunter2@host/x",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Dhunter2hunter2",
+        "mssql+pyodbc://host/x?driver=x;PWD=hunter2hunter2",
+        "sqlite+pysqlcipher://:hunter2hunter2@/x.db",
+        *(f"https://host/x?{key}=hunter2hunter2" for key in ("pwd", "sig", "auth", "credential")),
+        *("https://host/x?hunter2hunter2", "https://host/x#token=hunter2hunter2"),
+        *("databricks://hunter2hunter2@host", "https://me:hunter2\N{FULLWIDTH COMMERCIAL AT}host"),
     ],
 )
 def test_a_tracking_address_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, uri: str):
-    with pytest.raises(UserError, match="it holds a password") as error:
+    with pytest.raises(
+        UserError, match="uri: it holds a user, a password, a fragment or a"
+    ) as error:
         config_file.load(write_config(tmp_path, tracking={"uri": uri}))
     assert "hunter2" not in str(error.value)
-    assert TrackingConfig(uri="postgresql://somebody@host/x?sslmode=require").uri is not None
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("http://127.0.0.1:5000/mlflow", "databricks", "databricks://profile", "mlruns"),
+        *("sqlite:////home/me@work/mlflow.db", "file:///home/me@work/mlruns"),
+        "postgresql:///x?host=/var/run/postgresql&sslmode=verify-full&sslrootcert=/etc/ssl/ca.pem",
+        "mysql+pymysql://host/x?charset=utf8mb4&read_default_file=~/.my.cnf",
+        "mssql+pyodbc://host/x?driver=ODBC+Driver+18+for+SQL+Server&TrustServerCertificate=yes",
+    ],
+)
+def test_a_tracking_address_without_a_secret_is_taken(uri: str):
+    assert TrackingConfig(uri=uri).uri == uri
 
 
 def test_the_error_that_ended_a_call_is_kept_without_secrets(
@@ -243,12 +319,49 @@ def test_the_error_that_ended_a_call_is_kept_without_secrets(
     assert json.loads(text)["error"] == "refused: *** at https://***@host"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PGPASSWORD", "MYSQL_PWD", "DB_PASS", "APIKEY", "SECRETKEY", "HF_TOKEN", "AUTHTOKEN"),
+        *("DATABASE_URL", "AZURE_STORAGE_CONNECTION_STRING", "SENTRY_DSN", "RUNNER_DATABASE_URL"),
+    ],
+)
+def test_a_variable_of_this_name_is_secret(name: str):
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PWD", "OLDPWD", "PATH", "KEYBOARD", "PASSENGER_APP_ENV", "MONKEY", "BYPASS"),
+        *("TOKENIZERS_PARALLELISM", "COMPASS", "CONNECTION_TIMEOUT", "URL", "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_variable_of_this_name_is_not_secret(name: str):
+    assert not is_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("https://planted@host/x", "https://***@host/x"),
+        ("'https://me:plan@ted@host/x'", "'https://***@host/x'"),
+        ("postgresql://me:plan?ted#'x@host", "postgresql://***@host"),
+        ("at https://host/@scope and me@host", "at https://host/@scope and me@host"),
+    ],
+)
+def test_what_stands_before_the_host_of_an_address_is_hidden(text: str, told: str):
+    assert redacted(text) == told
+
+
 def test_secrets_of_the_environment_and_of_addresses_are_hidden(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted/secret+of=aws")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "planted-password")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "planted-nothing")
     monkeypatch.setenv("SOME_TOKEN", "1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:mine@host/x?password=planted-too")
     told = redacted(
-        "at http://me:mine@host/1 with planted/secret+of=aws, planted-password and planted-nothing"
+        "at http://me:mine@host/1 with planted/secret+of=aws, planted-password and planted-nothing, "
+        "at postgresql://me:mine@host/x?password=planted-too"
     )
-    assert told == "at http://***@host/1 with ***, *** and planted-nothing"
+    assert told == "at http://***@host/1 with ***, *** and planted-nothing, at ***"

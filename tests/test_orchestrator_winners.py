@@ -1,8 +1,14 @@
 """Which trials are evaluated."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from orchestrator.sweeps.winners import winners
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.sweeps.winners import sound, winners
+from tests.trials import small_trial
 
 
 def result(trial: str, group: int, k: int, fvu: float, size: int = 10) -> dict[str, Any]:
@@ -38,3 +44,21 @@ def test_a_trial_that_was_given_up_wins_only_where_no_other_is():
         *("b", "c", "alone", "e", "f")
     ]
     assert names(winners([alone, given_up, *RESULTS], "lowest_fvu")) == ["c", "e"]
+
+
+def test_a_trial_that_diverged_never_wins_and_a_group_of_such_is_refused(tmp_path: Path):
+    base = small_trial(tmp_path)
+    found = [
+        (replace(base, id=r["trial"], folder=tmp_path / r["trial"]), r)
+        for r in RESULTS
+        if r["k"] == 8
+    ]
+    for trial, result in found:
+        if result["trial"] in ("b", "d"):
+            trial.stop_at(3, diverged=True)
+    assert names(sound(found)) == ["a", "e"]
+    found[-1][0].stop_at(3, diverged=True)
+    with pytest.raises(
+        UserError, match=r"all trials of group 1 diverged \(d, e\).*lower train\.lr"
+    ):
+        sound(found)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.run_directory import read_json
-from tests.runs import ROOT, strata
+from tests.runs import ROOT, strata, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -110,6 +111,19 @@ def test_the_same_command_again_only_prints_the_result(finished: tuple[Path, str
     assert "Winners" in output
     assert "harvest " not in output
     assert stamps() == before
+
+
+def test_a_finished_run_is_told_to_another_server_that_is_named_later(
+    finished: tuple[Path, str], tmp_path: Path
+):
+    shutil.copytree(finished[0].parent / "runs", tmp_path / "runs")
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    status, output = strata("run", write_config(tmp_path), "--set", f"tracking.uri={uri}")
+    assert status == 0, output
+    client = MlflowClient(uri)
+    told = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted(run.data.tags["kind"] for run in told) == ["run", *["stage"] * 6, *["trial"] * 4]
+    assert all(run.data.metrics["peak_lr"] == 1e-3 for run in told if "k" in run.data.params)
 
 
 def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(

@@ -1,5 +1,6 @@
 """`strata submit` and `strata run --address`, on a real cluster of two nodes, one of which does not see all folders."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -7,16 +8,22 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray import cloudpickle
+from ray.job_submission import JobStatus
 
 from orchestrator import cluster as cluster_module
 from orchestrator import config_file, jobs
 from orchestrator.__main__ import main
+from orchestrator.config import ComputeConfig
+from orchestrator.errors import UserError
+from orchestrator.jobs import Request
 from orchestrator.run_directory import RunDirectory
 from orchestrator.shared_storage import SharedStorage
 from tests.ray_nodes import Nodes, if_it_can_mount, nodes, project, submit
@@ -163,6 +170,28 @@ def test_addresses_of_the_wrong_kind_are_refused_with_the_right_one(
     assert "give http://HOST:8265" in said
 
 
+@pytest.mark.parametrize("address", ["", "local"])
+def test_an_address_that_would_mean_this_machine_alone_is_refused(
+    tmp_path: Path, capsys, address: str
+):
+    config = write_config(tmp_path)
+    said = refused(capsys, "run", config, "--address", address)
+    assert f"compute.address: {address!r} is no cluster's; leave address out" in said
+    assert "auto for the cluster that this machine belongs to" in said
+    said = refused(capsys, "submit", config, "--image", "--address", address)
+    assert f"--address: {address!r} is not where a cluster takes jobs" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_auto_does_not_mean_this_machine_alone_either(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with (
+        pytest.raises(UserError, match=r"that is local, which is no cluster; unset RAY_ADDRESS"),
+        cluster_module.connected(ComputeConfig(address="auto")),
+    ):
+        pytest.fail("it began a Ray of its own")
+
+
 def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, capsys, older: str, monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     said = refused(capsys, "submit", write_config(tmp_path), "--image", "--address", older)
@@ -175,6 +204,12 @@ def test_a_run_sent_by_another_strata_or_python_is_refused_before_it_begins(tmp_
     said = refused(capsys, "run", config, "--from-client", "strata=9.9.0 ray=2.60.0 python=3.9")
     assert "and where the run was submitted it is python 3.9, strata 9.9.0;" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_versions_that_are_none_are_refused_in_words(tmp_path: Path, capsys):
+    said = refused(capsys, "run", write_config(tmp_path), "--from-client", "ray=2.60.0 nonsense")
+    assert "--from-client: 'ray=2.60.0 nonsense' is no list of NAME=VERSION" in said
+    assert "leave it out" in said
 
 
 @pytest.mark.parametrize(
@@ -203,3 +238,72 @@ def test_a_configuration_that_is_missing_or_would_not_be_sent_is_refused(
     said = refused(capsys, "submit", write_config(tmp_path))
     assert "run.yaml lies outside" in said
     assert "--image" in said
+
+
+@pytest.mark.parametrize(
+    ("ignored", "folder"),
+    [
+        *((("", ""), "runs/x"), ((".gitignore", "mine/\n"), "mine/x")),
+        *(((".rayignore", "x\n"), "mine/x"), (("mine/.gitignore", "*.yaml\n"), "mine")),
+    ],
+)
+def test_a_configuration_that_is_not_sent_with_the_working_directory_is_refused(
+    tmp_path: Path, capsys, monkeypatch, ignored: tuple[str, str], folder: str
+):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / folder).rename(tmp_path / folder / "config.yaml")
+    name, text = ignored
+    if name:
+        Path(name).write_text(text)
+    said = refused(capsys, "submit", folder)
+    assert f"{folder}/config.yaml is not sent with {tmp_path}" in said
+    assert f"`cp {folder}/config.yaml run.yaml`" in said
+    shutil.copy(f"{folder}/config.yaml", "run.yaml")
+    assert Request.of(Path("run.yaml"), (), tmp_path).file == Path("run.yaml")
+    assert Request.of(Path(folder), (), None).folder is None
+
+
+def test_a_list_of_what_is_not_sent_that_can_not_be_read_is_told(
+    tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".gitignore").write_text("!\n")
+    said = refused(capsys, "submit", write_config(tmp_path))
+    assert f"{tmp_path}: Ray can't read the .gitignore or .rayignore there" in said
+    assert "--image" in said
+
+
+class _CutOff:
+    """A cluster whose connection breaks once, after a log that was followed for longer than one waits for it."""
+
+    def __init__(self) -> None:
+        self._back = float("inf")
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        if self._back == float("inf"):
+            for part in "abcd":
+                yield part
+                await asyncio.sleep(0.2)
+            self._back = time.monotonic() + 0.2
+            raise ConnectionError
+        self._refuse()
+        yield "abcd"
+        yield "e"
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        self._refuse()
+        return SimpleNamespace(status=JobStatus.SUCCEEDED)
+
+    def _refuse(self) -> None:
+        if time.monotonic() < self._back:
+            raise ConnectionError
+
+
+def test_a_cut_is_waited_out_however_long_the_run_was_followed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs, "LOST_SECONDS", 0.6)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _, sleep=time.sleep: sleep(0.05))
+    followed, written = object.__new__(jobs.Jobs), []
+    followed._client = _CutOff()  # pyright: ignore[reportAttributeAccessIssue]
+    details = followed.follow("job", written.append)
+    assert details is not None
+    assert "".join(written) == "abcde"

@@ -3,8 +3,29 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actors.trial import Trial
+from orchestrator.errors import UserError
+
 Result = Mapping[str, Any]
 """What `actors.trainer.Trainer.finish` returns."""
+
+
+def sound(found: Sequence[tuple[Trial, Result]]) -> list[Result]:
+    """The results of the trials that did not diverge: the others' autoencoders are of no use.
+
+    Raises:
+        UserError: If those of a whole group did.
+    """
+    kept = [result for trial, result in found if not trial.diverged]
+    lost = {result["group"] for _, result in found} - {result["group"] for result in kept}
+    if lost:
+        ids = ", ".join(trial.id for trial, result in found if result["group"] in lost)
+        groups = "group " + ", ".join(map(str, sorted(lost)))
+        raise UserError(
+            f"all trials of {groups} diverged ({ids}), so no autoencoder of it can be evaluated; the results of "
+            "the others are kept: run again with a lower train.lr, and with train.grad_clip, in a run_dir of its own"
+        )
+    return kept
 
 
 def winners(results: Sequence[Result], rule: str) -> list[Result]:

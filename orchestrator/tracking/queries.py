@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.errors import UserError
-from orchestrator.labels import encoder_label
+from orchestrator.labels import encoder_label, figure
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.run_tree import KEY
 from orchestrator.tracking.tracking_uri import is_outage, trouble, why
 
 Found = dict[str, Any]
+
+_LARGEST = sys.float_info.max
 """A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
 
 
@@ -128,6 +130,7 @@ def _search(client: MlflowClient, experiments: list[str], query: str) -> Iterato
 
 
 def _as_json(run: Run, experiment: str) -> Found:
+    """Without figures that are none: JSON has no NaN, and of infinity MLflow keeps the largest number."""
     ended = run.info.end_time
     return {
         "run_id": run.info.run_id,
@@ -137,7 +140,7 @@ def _as_json(run: Run, experiment: str) -> Found:
         "started": _time(run.info.start_time),
         "ended": _time(ended) if ended else None,
         "params": dict(run.data.params),
-        "metrics": dict(run.data.metrics),
+        "metrics": {key: x for key, x in run.data.metrics.items() if abs(x) < _LARGEST},
         "tags": {key: tag for key, tag in run.data.tags.items() if "mlflow." not in key},
     }
 
@@ -171,7 +174,7 @@ def _table(title: str, columns: tuple[str, ...], right: tuple[str, ...]) -> Tabl
 
 
 def _figure(metrics: dict[str, float], key: str, form: str) -> str:
-    return format(metrics[key], form) if key in metrics else ""
+    return figure(metrics[key], form) if key in metrics else ""
 
 
 def _check_exists(uri: str) -> None:

@@ -41,6 +41,7 @@ JUDGED = (
 NUMBERS = (
     *("group", "k", "h", "m", "n", "d_sae"),
     *("n_parameters", "encoder_parameters", "encoder_flops_per_token"),
+    *("batch_tokens", "weight_decay", "auxk_coefficient"),
 )
 """Settings that are metrics too: MLflow's parameters are text and can't be compared as numbers."""
 
@@ -205,6 +206,7 @@ class Tracker:
         if trial.steps is None:
             self._tree.log_params(trial, settings)
             numbers = {key: settings[key] for key in NUMBERS if settings[key] is not None}
+            numbers["peak_lr"] = settings["lr"]  # `lr` is that of each step
             start = {"step": 0, "timestamp_ms": trial.start_ms, **numbers}
             self._tree.log_rows(trial, [start])
         self._tree.log_curve(trial, read_json_lines(metrics_file), "fvu")
