@@ -12,11 +12,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from ray import cloudpickle
-from ray.job_submission import JobStatus
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from orchestrator import cluster as cluster_module
 from orchestrator import config_file, jobs
@@ -273,13 +272,13 @@ def test_a_list_of_what_is_not_sent_that_can_not_be_read_is_told(
     assert "--image" in said
 
 
-class _CutOff:
+class _CutOff(JobSubmissionClient):
     """A cluster whose connection breaks once, after a log that was followed for longer than one waits for it."""
 
     def __init__(self) -> None:
         self._back = float("inf")
 
-    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         if self._back == float("inf"):
             for part in "abcd":
                 yield part
@@ -290,9 +289,11 @@ class _CutOff:
         yield "abcd"
         yield "e"
 
-    def get_job_info(self, job: str) -> SimpleNamespace:
+    def get_job_info(self, job_id: str) -> JobDetails:
         self._refuse()
-        return SimpleNamespace(status=JobStatus.SUCCEEDED)
+        return JobDetails(  # pyright: ignore[reportCallIssue]
+            type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, entrypoint=""
+        )
 
     def _refuse(self) -> None:
         if time.monotonic() < self._back:
