@@ -100,8 +100,10 @@ class Grouper:
     def mean_norms(self) -> dict[int, float]:
         """Mean L2 norm of the rows of each layer that the row filter keeps; 0 if it keeps none."""
         found, n_rows = {}, self._store.spec.n_rows
+        tokens = self._tokens(0, n_rows)
         for layer in self._store.spec.layers:
-            norms = self._norms(layer, 0, n_rows)[self._kept(layer, 0, n_rows)]
+            norms = self._norms(layer, 0, n_rows)
+            norms = norms[self._kept(layer, tokens, norms)]
             found[layer] = float(norms.sum(dtype=np.float64) / max(1, len(norms)))
         return found
 
@@ -147,9 +149,9 @@ class Grouper:
         """The kept rows of each chunk of a shard, all layers side by side."""
         spec = self._store.spec
         begin, end = spec.shard_range(shard)
-        keep = np.ones(end - begin, dtype=bool)
+        keep, tokens = np.ones(end - begin, dtype=bool), self._tokens(begin, end)
         for layer in spec.layers:
-            keep &= self._kept(layer, begin, end)
+            keep &= self._kept(layer, tokens, self._norms(layer, begin, end))
         for start in range(begin, end, spec.chunk_rows):
             stop = min(start + spec.chunk_rows, end)
             kept = keep[start - begin : stop - begin]
@@ -161,15 +163,21 @@ class Grouper:
     def _norms(self, layer: int, start: int, stop: int) -> Float32[np.ndarray, " rows"]:
         return self._store.column(f"layers/{layer}/norm", start, stop)
 
-    def _kept(self, layer: int, start: int, stop: int) -> Bool[np.ndarray, " rows"]:
-        if self._row_filter is None:
-            return np.ones(stop - start, dtype=bool)
-        return self._row_filter.keep(
-            self._store.column("token_id", start, stop),
-            self._store.column("position", start, stop),
-            np.full(stop - start, layer),
-            self._norms(layer, start, stop),
+    def _tokens(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens rows are of, and where these stand."""
+        return self._store.column("token_id", start, stop), self._store.column(
+            "position", start, stop
         )
+
+    def _kept(
+        self,
+        layer: int,
+        tokens: tuple[np.ndarray, np.ndarray],
+        norms: Float32[np.ndarray, " rows"],
+    ) -> Bool[np.ndarray, " rows"]:
+        if self._row_filter is None:
+            return np.ones(len(norms), dtype=bool)
+        return self._row_filter.keep(*tokens, np.full(len(norms), layer), norms)
 
 
 def distances(

@@ -232,6 +232,11 @@ class Trainer:
         # Without the curve, which somebody may have deleted, training goes on as well.
         noted = [row for row in self.trial.rows if row["step"] <= self.step]
         self._rows = noted or state.get("newest", [])
+        if self.step and not self._rows:  # a checkpoint of an older version
+            raise InputError(
+                f"{self.trial.metrics_file} is gone, and fit.safetensors beside it does not say what it held last; "
+                "delete that file too, and the same command trains the trial from its begin"
+            )
 
     def _record(self, report: StepReport, rows_per_second: float, waited: float) -> None:
         self._rows.append(

@@ -57,7 +57,7 @@ def _configuration(folder: str, d_model: int, n_tokens: int) -> RunConfig:
     return parse(
         {
             "run_dir": f"{folder}/run",
-            "model": {"name": folder, "dtype": "bfloat16"},
+            "model": {"name": folder, "dtype": "bfloat16", "device_map": "auto"},
             "corpus": {"source": "stdlib"},
             "harvest": {
                 "tokens": n_tokens,
@@ -77,7 +77,8 @@ def _configuration(folder: str, d_model: int, n_tokens: int) -> RunConfig:
             },
             "train": {"batch_tokens": 8192},
             "evaluate": {"sequences": 512},
-            "compute": {"cpus": 8, "gpus_per_actor": 1},
+            # The larger model lies on two.
+            "compute": {"cpus": 8, "gpus_per_actor": 1 + (d_model > 4096), "gpus_per_trial": 1},
         },
         "the configuration of docs/scale.md",
     )

@@ -16,6 +16,7 @@ from ray.exceptions import AuthenticationError, ObjectStoreFullError, OutOfDiskE
 
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
+from orchestrator.redaction import redacted
 
 CONNECT_SECONDS = 10.0
 STARTS = 3
@@ -125,7 +126,7 @@ def _on_loopback() -> Iterator[None]:
 def _refuse_client(address: str) -> None:
     if "://" in address:
         raise UserError(
-            f"compute.address: {address} is a way to a cluster from outside, and a run is driven from one of "
+            f"compute.address: {redacted(address)} is a way to a cluster from outside, and a run is driven from one of "
             "its nodes: `strata submit --address http://HOST:8265` sends it there; on a node give auto, or "
             "HOST:PORT"
         )

@@ -217,6 +217,9 @@ class ComputeConfig:
         return asked
 
 
+_DATABASES = ("postgresql", "mysql", "mssql")
+"""In whose addresses a user may stand, without a password."""
+
 _PLAIN_QUERY = (
     *("sslmode", "sslrootcert", "host", "port", "service", "connect_timeout"),  # PostgreSQL
     *("charset", "unix_socket", "read_default_file", "ssl_ca"),  # MySQL
@@ -237,7 +240,7 @@ class TrackingConfig:
         """Refuse what would be copied into the run directory, MLflow and the report."""
         if self.uri is not None and _may_hold_a_secret(self.uri):
             raise ValueError(
-                "uri: it holds a user, a password, a fragment or a query that is not known to be harmless, and would be "
+                "uri: it holds a password, a token, a fragment or a query that is not known to be harmless, and would be "
                 f"copied with the configuration (a query may have {', '.join(_PLAIN_QUERY)}); leave it out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database its own environment, such as "
                 "PGUSER and PGPASSWORD, or a file, such as MySQL's read_default_file)"
@@ -250,12 +253,15 @@ def _may_hold_a_secret(uri: str) -> bool:
         url = urlsplit(uri)
     except ValueError:  # whose message may repeat a part of it
         return True
-    is_file = url.scheme.split("+")[0] in ("sqlite", "file") and not url.netloc
+    kind = url.scheme.split("+")[0]
+    is_file = kind in ("", "sqlite", "file") and not url.netloc
+    user, *at = url.netloc.split("@")
+    names_a_user = kind in _DATABASES and len(at) == uri.count("@") == 1 and ":" not in user
     query = parse_qsl(url.query, keep_blank_values=True)
     plain = all(
-        key.lower() in _PLAIN_QUERY and re.fullmatch(r"[\w ./~-]*", value) for key, value in query
+        key.lower() in _PLAIN_QUERY and re.fullmatch(r"[\w ./~:-]*", value) for key, value in query
     )
-    return ("@" in uri and not is_file) or bool(url.fragment) or not plain
+    return ("@" in uri and not (is_file or names_a_user)) or bool(url.fragment) or not plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,7 +244,7 @@ class _Log:
         self._client, self._job, self._write = client, job, write
         self._n_written = 0
         self.heard = time.monotonic()
-        """When something of it came last."""
+        """When it was last known to answer."""
 
     async def show(self) -> bool:
         """Write what is new, until the job ends (True) or the log is silent (False)."""
@@ -256,6 +256,7 @@ class _Log:
                 except StopAsyncIteration:
                     return True
                 except TimeoutError:
+                    self.heard = time.monotonic()  # silent, and not cut off
                     return False
                 self.heard = time.monotonic()
                 n_read += len(part)

@@ -75,12 +75,12 @@ class RunDirectory:
         Raises:
             UserError: If another process works on it, or what is written would follow a link to elsewhere.
         """
-        for link in _links_out(self.path):
-            raise UserError(
-                f"{link} is a link that leads out of {self.path}, and a run writes there alone; delete the link, "
-                "or put what it leads to in its place (tokens and activations may lie elsewhere: harvest.store)"
-            )
+        if (self.path / "lock").is_symlink():
+            raise _leads_out(self.path / "lock", self.path)
         run_lock.hold(self.path)
+        for path in _links(self.path):
+            if path.is_dir() and not path.resolve().is_relative_to(self.path.resolve()):
+                raise _leads_out(path, self.path)
 
     @classmethod
     def finished(cls, cfg: RunConfig) -> "RunDirectory | None":
@@ -103,8 +103,9 @@ class RunDirectory:
             for layer in group["layers"]
         )
         mlflow = data.get("mlflow", {})
+        # Another server is told as well, if it costs no harvest.
         elsewhere = cfg.tracking.uri not in (None, mlflow.get("tracking_uri"))
-        told = mlflow.get("complete") and not elsewhere
+        told = mlflow.get("complete") and not (elsewhere and has_metadata(run.train))
         return run if told and all(file.is_file() for file in judged) else None
 
     def _own(self, where: Place, dumped: str) -> None:
@@ -374,21 +375,21 @@ def _completed(there: str) -> dict[str, Any]:
         return given
 
 
-def _links_out(run: Path) -> Iterator[Path]:
-    """Links that writing would follow out of a run directory: in the place of a folder, or of its lock."""
-    for path in _links(run):
-        is_followed = path.is_dir() or path == run / "lock"
-        if is_followed and not path.resolve().is_relative_to(run.resolve()):
-            yield path
+def _leads_out(link: Path, run: Path) -> UserError:
+    """Of what writing would follow: a link in the place of a folder, or of the lock."""
+    return UserError(
+        f"{link} is a link that leads out of {run}, and a run writes there alone; delete the link, "
+        "or put what it leads to in its place (tokens and activations may lie elsewhere: harvest.store)"
+    )
 
 
-def _links(folder: Path) -> Iterator[Path]:
+def _links(folder: Path, depth: int = 0) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield Path(entry.path)
-            elif entry.is_dir() and folder.name != "c":  # in which a store has one for each shard
-                yield from _links(Path(entry.path))
+            elif entry.is_dir() and not (depth and folder.name == "c"):  # it has one for each shard
+                yield from _links(Path(entry.path), depth + 1)
 
 
 def _is_free(path: str) -> bool:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 _PATIENCE_SECONDS = 0.1
 
 _SCANNED_AT_ONCE = 16
-"""Shards whose columns are read together."""
+"""Shards of an object store whose columns are read together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +193,9 @@ class ShuffledBatches:
     def _scan(self, shards: range) -> None:
         """Read which rows of some shards are kept, if that is not known yet."""
         store, array, spec = self._store, self._array, self._store.spec
-        for start in range(shards.start, shards.stop, _SCANNED_AT_ONCE):
-            last = min(start + _SCANNED_AT_ONCE, shards.stop) - 1
+        step = 1 if store.place.folder else _SCANNED_AT_ONCE
+        for start in range(shards.start, shards.stop, step):
+            last = min(start + step, shards.stop) - 1
             first = start * spec.chunks_per_shard
             if first in self._counts:
                 continue

@@ -115,8 +115,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise StoreError(
-                f"{path} is damaged (line {number} holds no JSON object); delete it: it holds what was noted "
-                "on the way, and nothing else is lost"
+                f"{path} is damaged (line {number} holds no JSON object); delete it: what was noted there "
+                "on the way is lost with it"
             ) from error
     return rows
 

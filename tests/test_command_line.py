@@ -157,8 +157,8 @@ class NoAccess(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("http://somebody:secret@127.0.0.1:9", "it holds a user, a password"),
-        ("postgresql://somebody:secret@127.0.0.1:9/x", "it holds a user, a password"),
+        ("http://somebody:secret@127.0.0.1:9", "it holds a password, a token"),
+        ("postgresql://somebody:secret@127.0.0.1:9/x", "it holds a password, a token"),
         ("sqlite://", "sqlite:// names no file"),
         ("mysql://127.0.0.1:9/x", "does not answer (No module named 'MySQLdb')"),
     ],

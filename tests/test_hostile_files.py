@@ -287,7 +287,7 @@ def test_a_model_that_brings_code_is_refused_and_its_code_not_run(tmp_path: Path
 )
 def test_a_tracking_address_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, uri: str):
     with pytest.raises(
-        UserError, match="uri: it holds a user, a password, a fragment or a"
+        UserError, match="uri: it holds a password, a token, a fragment or a"
     ) as error:
         config_file.load(write_config(tmp_path, tracking={"uri": uri}))
     assert "hunter2" not in str(error.value)
@@ -297,7 +297,12 @@ def test_a_tracking_address_with_a_secret_is_refused_and_not_repeated(tmp_path: 
     "uri",
     [
         *("http://127.0.0.1:5000/mlflow", "databricks", "databricks://profile", "mlruns"),
-        *("sqlite:////home/me@work/mlflow.db", "file:///home/me@work/mlruns"),
+        *(
+            "sqlite:////home/me@work/mlflow.db",
+            "file:///home/me@work/mlruns",
+            "/home/me@work/mlruns",
+        ),
+        *("postgresql://me@host/x?sslmode=require", "postgresql:///x?host=/cloudsql/a:region:b"),
         "postgresql:///x?host=/var/run/postgresql&sslmode=verify-full&sslrootcert=/etc/ssl/ca.pem",
         "mysql+pymysql://host/x?charset=utf8mb4&read_default_file=~/.my.cnf",
         "mssql+pyodbc://host/x?driver=ODBC+Driver+18+for+SQL+Server&TrustServerCertificate=yes",

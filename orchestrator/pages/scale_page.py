@@ -41,7 +41,7 @@ def lines(found: Scale) -> list[str]:
     paid = found.dollars()
     parts = ", ".join(f"{name} {number(dollars)}" for name, dollars in paid.items())
     each = found.gpus_per_harvester
-    more = f"{each} GPUs that take turns (compute.gpus_per_actor: {each}, model.device_map: auto)"
+    more = f"{each} GPUs that take turns (compute.gpus_per_actor: {each}, compute.gpus_per_trial: 1, model.device_map: auto)"
     turns = more if each > 1 else "1 GPU"
     fits = "fits one" if found.trainer_fits else "does not fit one: lower sweep.d_sae"
     return [

@@ -191,9 +191,10 @@ def trial_bytes(sae: SaeConfig) -> int:
 def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dict[str, int]:
     room = max(1, (cfg.compute.cpus or psutil.cpu_count() or 1) // cfg.compute.cpus_per_actor)
     shards = max(specs["pilot"].n_shards + specs["validation"].n_shards, specs["train"].n_shards)
+    readers = min(cfg.compute.harvesters or room, room)  # of shards, to write or to compare them
     return {
-        "harvester": min(cfg.compute.harvesters or room, room, shards),
-        "grouper": 1,
+        "harvester": min(readers, shards),
+        "grouper": min(readers, specs["pilot"].n_shards),
         "trainer": _n_trainers(cfg, room, n_trials),
         "evaluator": room,
     }
@@ -243,7 +244,7 @@ def _asker(setting: str) -> str:
 
 _LOWER = {
     "harvester": "harvest.shard_mib, harvest.batch_tokens or compute.harvesters",
-    "grouper": "harvest.chunk_mib",
+    "grouper": "harvest.chunk_mib or compute.harvesters",
     "trainer": "sweep.window_chunks, sweep.d_sae, the largest batch_tokens (of train, or of "
     "sweep.vary.train) or compute.cpus (fewer at a time)",
     "evaluator": "harvest.batch_tokens or compute.cpus (fewer at a time)",

@@ -113,20 +113,16 @@ def harvest(
 
 
 def group(cfg: RunConfig, figures: Plan, hardware: Hardware) -> StageLoad:
-    """A process for each GPU compares the layers of a shard on a core; one reads all norms, twice."""
+    """Every process that harvests compares the layers of a shard, on a core; one reads all norms, twice."""
     spec, passes = figures.specs["pilot"], 1 + cfg.group.center
-    n_layers = len(spec.arrays)
+    n_layers, processes = len(spec.arrays), hardware.gpus / max(cfg.compute.gpus_per_actor, 1.0)
     read = passes * figures.disk_bytes["pilot"]
     gets = passes * requests.array_gets(spec, spec.n_rows, n_layers)
-    norms = 2 * n_layers * spec.n_shards
+    norms = (2 * n_layers + 2) * spec.n_shards
+    flops = spec.n_rows * 2.0 * n_layers**2 * spec.d_model
     seconds = {
-        "CPUs": spec.n_rows
-        * 2.0
-        * n_layers**2
-        * spec.d_model
-        / hardware.angles_flops
-        / hardware.gpus,
-        "reading": read / hardware.bucket_bytes_per_second / hardware.gpus,
+        "CPUs": flops / hardware.angles_flops / processes,
+        "reading": read / hardware.bucket_bytes_per_second / processes,
         "requests": (gets + norms) / hardware.gets_per_second,
         "one process": norms * hardware.request_seconds / REQUESTS_AT_ONCE,
         "head node": passes * spec.n_shards / hardware.results_per_second,
@@ -167,9 +163,9 @@ def sweep(cfg: RunConfig, shape: ModelShape, figures: Plan, hardware: Hardware) 
         + steps * grid.n_ranks * _exchange_seconds(cfg, sae, hardware)
         for sae in saes
     )
-    # No more GPUs than what trains on one, or on a share of one.
-    share = min(cfg.compute.gpus_per_trainer, 1.0) or 1.0
-    at_work = min(hardware.gpus, math.ceil(reading * share))
+    # A process uses one GPU or a share of one; what it is given beyond that waits.
+    given = cfg.compute.gpus_per_trainer or 1.0
+    at_work = min(hardware.gpus / max(given, 1.0), math.ceil(reading * min(given, 1.0)))
     results = len(saes) * REPORTS_PER_TRIAL
     seconds = {
         "GPUs": busy / hardware.gpus,

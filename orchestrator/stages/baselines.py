@@ -80,6 +80,12 @@ def train_baselines(
             train(session, trials, n_left, len(layers), pool, title="baselines")
 
     pool.placement.elsewhere(train_missing)
+    diverged = [trial.id for trial in trials if trial.diverged]
+    if diverged:
+        raise UserError(
+            f"{len(diverged)} of {len(trials)} baselines diverged ({', '.join(diverged)}), and none may be judged by "
+            "what is left of them; run again with a lower train.lr, and with train.grad_clip, in a run_dir of its own"
+        )
     for trial in trials:
         session.tracker.trial_result(trial.settings(), read_json(trial.result_file))
     session.tracker.judged(evaluate(session, trials, row_filter, pool, "evaluate_baselines"))

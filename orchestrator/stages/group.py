@@ -32,7 +32,8 @@ def _measured(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
     pilot, cfg = session.run.pilot, session.cfg
     medians = pool.call(Grouper, (pilot,), "median_norms")
     row_filter = RowFilter(cfg.hygiene, tokens.special_ids, medians)
-    report = distances(pilot, row_filter, cfg.group.center, partial(pool.work, Grouper))
+    work = partial(pool.work, Grouper, n_actors=cfg.compute.harvesters)
+    report = distances(pilot, row_filter, cfg.group.center, work)
     grouping = choose(report.matrix, cfg.group, report.layers)
     return GroupStage(grouping=grouping, report=report, row_filter=row_filter)
 

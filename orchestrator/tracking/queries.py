@@ -22,9 +22,10 @@ from orchestrator.tracking.run_tree import KEY
 from orchestrator.tracking.tracking_uri import is_outage, trouble, why
 
 Found = dict[str, Any]
+"""A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
 
 _LARGEST = sys.float_info.max
-"""A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
+"""What MLflow's stores make of infinity."""
 
 
 def find(uri: str, kind: str, where: str | None, run_dir: Path | None) -> list[Found]:
