@@ -6,6 +6,7 @@ import signal
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -163,8 +164,9 @@ def test_mlflows_pages_listen_on_this_machine_alone(finished: tuple[Path, str]):
         while not found:
             assert server.poll() is None, server.communicate()[0]
             for each in (process, *process.children(recursive=True)):
-                ports = each.net_connections("inet")
-                found |= {p.laddr.ip for p in ports if p.status == psutil.CONN_LISTEN}
+                with suppress(psutil.NoSuchProcess):  # one that only starts others
+                    ports = each.net_connections("inet")
+                    found |= {p.laddr.ip for p in ports if p.status == psutil.CONN_LISTEN}
             time.sleep(0.2)
         assert found == {"127.0.0.1"}
     finally:
