@@ -164,7 +164,7 @@ from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
 try:
     with connected(ComputeConfig(address=sys.argv[1])):
-        ray.put(bytes(2**26))
+        held = [ray.put(bytes(2**26)) for _ in range(4)]
 except UserError as error:
     print(error)
 """
