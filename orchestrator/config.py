@@ -233,7 +233,7 @@ class TrackingConfig:
     """Where MLflow keeps the runs."""
 
     uri: str | None = None
-    """An MLflow tracking server; by default an SQLite file beside the run directory. No user or password stands
+    """An MLflow tracking server; by default an SQLite file beside the run directory. No password stands
     in it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them, of a database its own environment."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """Where everything of a run lies, and what makes it belong to one configuration."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator import config_file, run_lock
+from orchestrator import config_file, links_out, run_lock
 from orchestrator.config import FREE_SETTINGS, RunConfig
 from orchestrator.errors import UserError
 from storage.files import is_partial, write_file, writing
@@ -75,12 +74,9 @@ class RunDirectory:
         Raises:
             UserError: If another process works on it, or what is written would follow a link to elsewhere.
         """
-        if (self.path / "lock").is_symlink():
-            raise _leads_out(self.path / "lock", self.path)
+        links_out.refuse_lock(self.path)
         run_lock.hold(self.path)
-        for path in _links(self.path):
-            if path.is_dir() and not path.resolve().is_relative_to(self.path.resolve()):
-                raise _leads_out(path, self.path)
+        links_out.refuse_folders(self.path)
 
     @classmethod
     def finished(cls, cfg: RunConfig) -> "RunDirectory | None":
@@ -373,23 +369,6 @@ def _completed(there: str) -> dict[str, Any]:
         return yaml.safe_load(config_file.dump(config_file.parse(given, "config.yaml")))
     except UserError:  # of a version that knew other settings
         return given
-
-
-def _leads_out(link: Path, run: Path) -> UserError:
-    """Of what writing would follow: a link in the place of a folder, or of the lock."""
-    return UserError(
-        f"{link} is a link that leads out of {run}, and a run writes there alone; delete the link, "
-        "or put what it leads to in its place (tokens and activations may lie elsewhere: harvest.store)"
-    )
-
-
-def _links(folder: Path, depth: int = 0) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                yield Path(entry.path)
-            elif entry.is_dir() and not (depth and folder.name == "c"):  # it has one for each shard
-                yield from _links(Path(entry.path), depth + 1)
 
 
 def _is_free(path: str) -> bool:
