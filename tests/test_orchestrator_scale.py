@@ -86,7 +86,7 @@ def test_a_reader_sends_as_many_requests_as_are_counted(monkeypatch: pytest.Monk
         sequences_per_chunk=2,
         chunks_per_shard=6,
     )
-    where, ahead = f"s3://{BUCKET}/train.zarr", 8
+    where, ahead = f"s3://{BUCKET}/counted.zarr", 8
     everything = RowFilter(Hygiene(), (), dict.fromkeys(range(3), 1e9))
     with object_server() as endpoint, counted(endpoint) as (proxy, asked):
         use(monkeypatch, proxy)
