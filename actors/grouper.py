@@ -181,7 +181,11 @@ class Grouper:
 
 
 def distances(
-    store: Location, row_filter: RowFilter | None, center: bool, work: Work
+    store: Location,
+    row_filter: RowFilter | None,
+    median_norm: dict[int, float],
+    center: bool,
+    work: Work,
 ) -> DistanceReport:
     """Mean over tokens of arccos(cosine) / pi for every pair of layers (papers.md 2.1).
 
@@ -191,6 +195,7 @@ def distances(
     Args:
         store: The pilot store.
         row_filter: Which rows count.
+        median_norm: What `Grouper.median_norms` gives, which a row filter asks for as well.
         center: Subtract each layer's mean over those tokens first, which costs a second pass.
         work: Who computes.
 
@@ -214,7 +219,6 @@ def distances(
 
     means = mean(chosen, "row_sums")[0] if center else None
     angles, n_rows = mean((*chosen, means), "angle_sums")
-    [(_, median_norm)] = work(chosen, "median_norms", [()])
     [(_, mean_norm)] = work(chosen, "mean_norms", [()])
     return DistanceReport(
         layers=spec.layers,

@@ -130,13 +130,14 @@ class ShardReader:
 
     def _column(self, name: str, shard: int) -> np.ndarray:
         """A column of a whole shard; those that were read last are kept."""
-        found = self._columns.get((name, shard))
-        if found is None:
-            found = self._shared.column(name, shard) if self._shared else None
-            found = self._stored_column(name, shard) if found is None else found
+        with self._lock:
+            if (name, shard) in self._columns:
+                self._columns.move_to_end((name, shard))
+                return self._columns[name, shard]
+        found = self._shared.column(name, shard) if self._shared else None
+        found = self._stored_column(name, shard) if found is None else found
         with self._lock:
             self._columns[name, shard] = found
-            self._columns.move_to_end((name, shard))
             while sum(column.nbytes for column in self._columns.values()) > _COLUMN_BYTES:
                 self._columns.popitem(last=False)
         return found

@@ -73,7 +73,7 @@ def work(arguments, method, jobs):
 
 
 def measured(path, center: bool, row_filter: RowFilter | None = None) -> DistanceReport:
-    return distances(path, row_filter, center, work)
+    return distances(path, row_filter, Grouper(path).median_norms(), center, work)
 
 
 def hygiene_of(path):

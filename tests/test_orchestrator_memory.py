@@ -90,7 +90,10 @@ def grouper():
     def work(arguments, method, jobs):
         actor = Grouper(*arguments)
         return ((job, getattr(actor, method)(*job)) for job in jobs)
-    return lambda: distances(folder / "pilot.zarr", row_filter, True, work), memory.grouper(specs["pilot"])
+    pilot = folder / "pilot.zarr"
+    def measure():
+        distances(pilot, row_filter, Grouper(pilot).median_norms(), True, work)
+    return measure, memory.grouper(specs["pilot"])
 
 def trainer():
     rmtree(folder / "trial", ignore_errors=True)

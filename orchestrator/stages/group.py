@@ -33,7 +33,7 @@ def _measured(session: Session, tokens: TokenStore, pool: Pool) -> GroupStage:
     medians = pool.call(Grouper, (pilot,), "median_norms")
     row_filter = RowFilter(cfg.hygiene, tokens.special_ids, medians)
     work = partial(pool.work, Grouper, n_actors=cfg.compute.harvesters)
-    report = distances(pilot, row_filter, cfg.group.center, work)
+    report = distances(pilot, row_filter, medians, cfg.group.center, work)
     grouping = choose(report.matrix, cfg.group, report.layers)
     return GroupStage(grouping=grouping, report=report, row_filter=row_filter)
 
