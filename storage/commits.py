@@ -111,9 +111,10 @@ class CommitLog:
     @staticmethod
     def text(record: ShardRecord, store: str) -> bytes:
         """The file of a record of the store whose digest is `store`."""
-        body = json.dumps({"store": store, **asdict(record)}, sort_keys=True)
-        text = json.dumps({"crc32c": _checksum(body), "record": json.loads(body)}, sort_keys=True)
-        return text.encode()
+        # First as a reader will find it: layers are numbers here and text there, which sort differently from 10 on.
+        body = json.loads(json.dumps({"store": store, **asdict(record)}))
+        checksum = _checksum(json.dumps(body, sort_keys=True))
+        return json.dumps({"crc32c": checksum, "record": body}, sort_keys=True).encode()
 
     def remove(self, shard: int) -> None:
         """Take a commit back, so that the next harvest writes the shard again."""

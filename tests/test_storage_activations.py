@@ -124,6 +124,14 @@ def test_commit_record_states_rows_and_norms_of_each_layer(tmp_path):
     assert sum(record.rows for record in records.values()) == store.spec.n_rows
 
 
+@pytest.mark.parametrize("groups", [(), ((2, 9, 10, 11), (0, 1, 3, 4, 5, 6, 7, 8))])
+def test_records_of_as_many_layers_as_a_model_has_are_read_again(tmp_path, groups):
+    filled_store(tmp_path / "store", small_spec(layers=tuple(range(12)), groups=groups))
+    records = ActivationStore.open(tmp_path / "store").committed()
+    assert set(records) == {0, 1, 2, 3}
+    assert set(records[0].layers) == set(range(12))
+
+
 def test_clipped_values_are_counted_in_the_record_of_their_layer(tmp_path):
     spec = small_spec(dtype="float16", scales=(1.0, 2.0**17, 1.0))
     record = filled_store(tmp_path / "s", spec, [0]).committed()[0]
