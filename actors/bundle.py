@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from actors.trainer import Trainer, feed_of
+from actors.errors import InputError
+from actors.save_clock import SaveClock
+from actors.trainer import Spent, Trainer, feed_of
 from actors.trial import Trial
 from sae.ranks import ALONE, Ranks
 from storage.chunk_source import ChunkSource
@@ -49,13 +51,22 @@ class Bundle:
             ranks: Who shares the autoencoders; each has such a bundle, and all do the same with it.
         """
         self._feed = feed_of(trials[0], device, shared, ranks)
-        self._members = [
-            Trainer(trial, self._feed, device, n_threads, ranks)
-            for trial in trials
-            if not ranks.of_first(trial.result_file.is_file())
-        ]
         self.failures: dict[str, Exception] = {}
         """By trial, what stopped a member; the others go on without it."""
+        self._members: list[Trainer] = []
+        for trial in trials:
+            if ranks.of_first(trial.result_file.is_file()):
+                continue
+            try:
+                self._members.append(Trainer(trial, self._feed, device, n_threads, ranks))
+            except InputError as error:
+                if len(trials) == 1:
+                    raise
+                self.failures[trial.id] = error
+        for _ in self.failures:
+            self._feed.leave()
+        self._clock = SaveClock(trials, ranks)
+        self._counted_from = Spent()
 
     @property
     def step(self) -> int:
@@ -71,19 +82,25 @@ class Bundle:
         """Train for `n_steps` more steps; whoever has come further waits for the others.
 
         Returns:
-            By trial, what `Trainer.report` tells; of those that have ended also the `result`.
+            By trial, what `Trainer.report` tells, if anything; of those that have ended also the `result`.
         """
-        start, waited, goal = time.monotonic(), self._feed.waited, self.step + n_steps
+        first, goal = self.step, self.step + n_steps
         ends = {member: min(goal, member.last_step) for member in self._members}
+        self._start_counting()
         while moving := [member for member in self._members if member.step < ends[member]]:
             step = min(member.step for member in moving)
+            if step > first and self._clock.is_due():
+                self._count()
+                self._save(moving)
+                self._start_counting()
             for member in moving:
                 if member.step == step and not self._train(member):
                     ends[member] = step
-        spent, waited = time.monotonic() - start, self._feed.waited - waited
-        reports = {m.trial.id: {**m.report(spent, waited)} for m in self._members}
-        if n_steps and any(member.is_due for member in self._members):
-            self._save()
+        self._count()
+        reports = {m.trial.id: {**row} for m in self._members if (row := m.report()) is not None}
+        over = any(member.finished for member in self._members)
+        if n_steps and (over or self._clock.is_due()):
+            self._save(self._members)
         for member in [member for member in self._members if member.finished]:
             reports[member.trial.id] |= {"result": member.finish()}
             self._members.remove(member)
@@ -94,10 +111,23 @@ class Bundle:
         for member in self._members:
             member.pause()
 
-    def _save(self) -> None:
+    def _save(self, members: Iterable[Trainer]) -> None:
         """All at the same step, so that a crash leaves nobody far behind."""
+        with self._clock.saving():
+            for member in members:
+                member.save()
+
+    def _start_counting(self) -> None:
+        self._counted_from = Spent(seconds=time.monotonic(), waited=self._feed.waited)
+
+    def _count(self) -> None:
+        """Tell the members what has been spent since then."""
+        start = self._counted_from
+        spent = Spent(
+            seconds=time.monotonic() - start.seconds, waited=self._feed.waited - start.waited
+        )
         for member in self._members:
-            member.save()
+            member.spend(spent)
 
     def _train(self, member: Trainer) -> bool:
         """One step of a member; whether it can take another."""

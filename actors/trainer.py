@@ -6,7 +6,7 @@ A trainer made anew on a trial's folder (`actors.trial`) continues from the chec
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,20 @@ from storage.chunk_source import ChunkSource
 from storage.files import write_file
 from storage.ring import RingReader
 from storage.seal import sealed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Time that went into steps."""
+
+    seconds: float = 0.0
+    """Those of trials beside this one included."""
+
+    waited: float = 0.0
+    """Seconds of these in which the next batch, or its copy to the device, was waited for."""
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(seconds=self.seconds + other.seconds, waited=self.waited + other.waited)
 
 
 def feed_of(
@@ -82,20 +96,22 @@ class Trainer:
             trial.sae, trial.layer_scale, seed=trial.seed, ranks=ranks
         ).to(device)
         self._fit = Fit(self._sae, trial.fit, n_steps=trial.n_steps, seed=trial.seed)
-        self._seconds, self._waited = 0.0, 0.0
+        self._spent = Spent()
+        """In all."""
         self.cursor = Cursor(epoch=0, step=0)
         """Of the batch for the next step."""
         self._rows: list[dict[str, Any]] = []
         self._newest: StepReport | None = None
         """Of the steps since the last report."""
-        self._since = 0
-        """Rows that they have seen."""
+        self._since = Spent()
+        """On them."""
+        self._n_rows = 0
+        """That they have seen."""
         trial.folder.mkdir(parents=True, exist_ok=True)
         if ranks.of_first((trial.folder / "fit.safetensors").is_file()):
             self._resume()
         else:
             self._fit.initialise(*self._given().rows)  # it is trained on as well
-        self._saved_at = time.monotonic()
         keep_freed_memory(self._sae.w_dec.nbytes)  # steps make gradients as large, one by one
 
     @property
@@ -114,13 +130,6 @@ class Trainer:
         """Whether every step is done, or the trial given up; `finish` is still to be called."""
         return self.step >= self.last_step
 
-    @property
-    def is_due(self) -> bool:
-        """Whether a checkpoint is to be written now."""
-        since = time.monotonic() - self._saved_at
-        passed = since >= self.trial.checkpoint_seconds
-        return bool(self._ranks.of_first(self.finished or passed))
-
     def train(self) -> bool:
         """Take one step; a trial that diverges is given up before it, and the answer is no."""
         given = self._given()
@@ -132,41 +141,46 @@ class Trainer:
             if self._writes:
                 self.trial.stop_at(self.step, diverged=True)
             return False
-        self._since += given.n_rows
+        self._n_rows += given.n_rows
         self.cursor = given.following
         return True
 
-    def report(self, seconds: float, waited: float) -> dict[str, Any]:
-        """Note what came of the steps since the last report, if there were some.
+    def spend(self, spent: Spent) -> None:
+        """Count what the newest steps took."""
+        self._spent += spent
+        self._since += spent
 
-        Args:
-            seconds: That passed, the steps of trials beside this one included.
-            waited: Seconds of these in which the next batch, or its copy to the device, was waited for.
+    def report(self) -> dict[str, Any] | None:
+        """Note what came of the steps since the last report, if there were some.
 
         Returns:
             The newest line of the trial's metrics: `step`, `timestamp_ms`, `fvu` (of the last
             batch, lower is better), `l0`, `dead_fraction`, `loss`, `lr`, `tokens_per_second`,
-            `data_wait_fraction` (of the time spent).
+            `data_wait_fraction` (of the time spent). None before the first.
         """
-        if self._newest is None:
-            return self._rows[-1]
-        self._seconds += seconds
-        self._waited += waited
-        self._record(self._newest, self._since / seconds, waited / seconds)
-        self._newest, self._since = None, 0
-        return self._rows[-1]
+        if self._newest is not None:
+            since = self._since
+            self._record(self._newest, self._n_rows / since.seconds, since.waited / since.seconds)
+            self._newest, self._since, self._n_rows = None, Spent(), 0
+        return self._rows[-1] if self._rows else None
 
     def save(self) -> None:
         """Write the checkpoint: whatever happens next, training goes on from here."""
         extra = {
             "trial": self.trial.id,
             "cursor": asdict(self.cursor),
-            "seconds": self._seconds,
-            "waited": self._waited,
+            **asdict(self._spent),
             "newest": self._rows[-1:],
+            "unreported": self._newest
+            and {
+                "step": asdict(self._newest),
+                "n_rows": self._n_rows,
+                "since": asdict(self._since),
+            },
         }
         checkpoint.save_fit(self.trial.folder, self._fit, extra)
-        self._saved_at = time.monotonic()
+        if self._writes:
+            self.trial.save_request.unlink(missing_ok=True)
 
     def pause(self) -> None:
         """Write the checkpoint and let go of the data; a new trainer goes on."""
@@ -199,8 +213,8 @@ class Trainer:
         checkpoint.save(self.trial.folder / "sae", self._sae, extra=judged)
         result = {
             **judged,
-            "seconds": round(self._seconds, 3),
-            "data_wait_fraction": round(self._waited / max(self._seconds, 1e-9), 4),
+            "seconds": round(self._spent.seconds, 3),
+            "data_wait_fraction": round(self._spent.waited / max(self._spent.seconds, 1e-9), 4),
         }
         if self._writes:
             write_file(self.trial.result_file, [json.dumps(sealed(result), indent=1).encode()])
@@ -228,11 +242,15 @@ class Trainer:
                 f"folder of {self.trial.id}; delete that file, and the same command trains it from its begin"
             )
         self.cursor = Cursor(**state["cursor"])
-        self._seconds, self._waited = state["seconds"], state["waited"]
+        self._spent = Spent(seconds=state["seconds"], waited=state["waited"])
         # Without the curve, which somebody may have deleted, training goes on as well.
         noted = [row for row in self.trial.rows if row["step"] <= self.step]
         self._rows = noted or state.get("newest", [])
-        if self.step and not self._rows:  # a checkpoint of an older version
+        unreported = state.get("unreported")
+        if unreported and self.finished:  # it was given up between two reports
+            self._newest, self._n_rows = StepReport(**unreported["step"]), unreported["n_rows"]
+            self._since = Spent(**unreported["since"])
+        elif self.step and not self._rows and "newest" not in state:  # of an older version
             raise InputError(
                 f"{self.trial.metrics_file} is gone, and fit.safetensors beside it does not say what it held last; "
                 "delete that file too, and the same command trains the trial from its begin"

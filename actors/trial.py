@@ -60,6 +60,11 @@ class Trial:
         return self.folder / "metrics.jsonl"
 
     @property
+    def save_request(self) -> Path:
+        """Exists while the driver asks for a checkpoint; whoever has written it removes this file."""
+        return self.folder / "save_now"
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """What `metrics_file` holds so far.
 

@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_argument(
         "--json", action="store_true", help="everything MLflow knows of them, as JSON"
     )
-    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: %(default)s)")
+    ui.add_argument("--port", type=_port, default=5000, help="on 127.0.0.1 (default: %(default)s)")
     return main
 
 
@@ -176,8 +176,22 @@ def _add_foreign(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give one from 1 to 65535")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("strata: interrupted; the same command continues where this one stopped\n")
+        return 1
+
+
+def _main(arguments: list[str] | None) -> int:
     args = parser().parse_args(arguments)
     _be_quiet()
     sys.excepthook = _print_redacted
@@ -202,9 +216,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, InputError, StoreError) as error:
         sys.stderr.write(f"strata: {redacted(str(error))}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("strata: interrupted; the same command continues where this one stopped\n")
-        return 1
     return status or 0
 
 

@@ -234,3 +234,19 @@ def test_only_those_with_the_same_batches_are_put_together(
     # As few as can be.
     counts = [kinds.count(kind) for kind in set(kinds)]
     assert len(put) == sum(-(-count // size) for count in counts)
+
+
+def test_a_member_whose_checkpoint_is_damaged_is_left_behind(
+    trials: list[Trial], alone: dict[str, Any], tmp_path: Path
+):
+    mine = elsewhere(trials, tmp_path)
+    first = Bundle(mine)
+    first.advance(3)
+    first.pause()
+    file = mine[0].folder / "fit.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    bundle = Bundle(mine)
+    assert set(bundle.failures) == {mine[0].id}
+    finish(bundle)
+    rest = {trial.id for trial in mine[1:]}
+    assert left(mine[1:]) == {name: alone[name] for name in rest}

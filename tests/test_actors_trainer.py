@@ -3,17 +3,24 @@
 import dataclasses
 import json
 import math
+import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors import save_clock
 from actors.bundle import Bundle
 from actors.errors import InputError
+from actors.save_clock import SaveClock
+from actors.trainer import Spent
 from actors.trial import Trial
 from sae import checkpoint
 from sae.config import KronShape
 from sae.fit import FitConfig
+from sae.ranks import ALONE
 from tests.trials import N_STEPS, result_of, small_trial
 
 
@@ -148,6 +155,63 @@ def test_checkpoints_come_by_the_clock(trial: Trial):
     patient = dataclasses.replace(trial, folder=trial.folder / "patient")
     Bundle([patient]).advance(3)
     assert Bundle([patient]).step == 0
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_checkpoint_between_two_reports_is_gone_on_from_to_the_same_bits(
+    trial: Trial, asked: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(save_clock, "_LOOK_SECONDS", 0.0)
+    long = dataclasses.replace(trial, n_steps=150, checkpoint_seconds=1e9 if asked else 0.1)
+    bundle = Bundle([long])
+    if asked:
+        long.save_request.touch()
+    training = threading.Thread(target=bundle.advance, args=(150,))
+    training.start()
+    file = long.folder / "fit.safetensors"
+    while training.is_alive() and (long.save_request.exists() or not file.exists()):
+        time.sleep(0.001)
+    assert training.is_alive(), "ended before it wrote one"
+    crashed = dataclasses.replace(long, folder=trial.folder / "crashed")
+    crashed.folder.mkdir()
+    shutil.copy(file, crashed.folder)
+    training.join()
+    again = Bundle([crashed])
+    step = again.step
+    assert 0 < step < 150
+    assert again.advance(0) == {}, "nothing was reported yet"
+    assert again.advance(150 - step)[long.id]["step"] == 150
+    weights = "sae/sae.safetensors"
+    assert (crashed.folder / weights).read_bytes() == (long.folder / weights).read_bytes()
+    steps = [row["step"] for row in crashed.rows]
+    assert steps == [row["step"] for row in long.rows] == [150]
+
+
+def test_a_trial_given_up_between_two_reports_is_judged_after_a_crash_there(trial: Trial):
+    once = dataclasses.replace(trial, checkpoint_seconds=1e-9)
+    bundle = Bundle([once])
+    [member] = bundle._members
+    for _ in range(3):
+        member.train()
+    member.spend(Spent(seconds=0.5, waited=0.1))
+    member.save()
+    once.stop_at(3, diverged=True)
+    told = Bundle([once]).advance(5)[once.id]
+    assert told["step"] == told["result"]["stopped_at"] == 3
+    assert [row["step"] for row in once.rows] == [3]
+    assert told["tokens_per_second"] == 3 * once.fit.batch_tokens / 0.5
+
+
+def test_checkpoints_that_take_long_to_write_are_far_apart(trial: Trial):
+    clock = SaveClock([dataclasses.replace(trial, checkpoint_seconds=1e-9)], ALONE)
+    assert clock.is_due()
+    with clock.saving():
+        time.sleep(0.1)
+    assert not clock.is_due(), "the next is due after 2 seconds"
+    deadline = time.monotonic() + 60
+    while not clock.is_due():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_settings_tell_the_shape_and_its_cost(trial: Trial):

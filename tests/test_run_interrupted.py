@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import harvested, start
+from tests.runs import SMALL_RUN, harvested, start, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,3 +30,21 @@ def test_a_signal_ends_the_run_with_a_word_on_how_to_go_on(
         assert "strata: interrupted; the same command continues where this one stopped" in output
         assert "Traceback" not in output
         assert "***" not in output, "a stack of addresses"
+
+
+def test_trials_under_way_are_saved_before_an_interrupted_run_ends(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    sweep = {**SMALL_RUN["sweep"], "tokens": 2_000_000, "checkpoint_seconds": 1e6}
+    config = harvested(finished[0], tmp_path, sweep=sweep)
+    trials = tmp_path / "runs" / "small" / "trials"
+    run = start("sweep", config)
+    wait_until(run, lambda: bool(list(trials.glob("*/metrics.jsonl"))))
+    under_way = [file.parent for file in trials.glob("*/metrics.jsonl")]
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 1, output
+    for trial in under_way:
+        assert (trial / "fit.safetensors").is_file(), output
+        assert not (trial / "result.json").exists(), "ended before it was interrupted"
+    assert not list(trials.glob("*/save_now"))

@@ -37,6 +37,7 @@ from orchestrator.sweeps.chunk_keeper import keeping_chunks
 from orchestrator.sweeps.data_wait import waiting
 from orchestrator.sweeps.places import Places
 from orchestrator.sweeps.rank_process import Workplace
+from orchestrator.sweeps.save_now import save_now
 from orchestrator.sweeps.scheduler import LikeWithLike
 from orchestrator.sweeps.suggestions import Suggestions
 from orchestrator.sweeps.sweep_report import Report
@@ -137,7 +138,12 @@ def train(
         placement = Placement.of_trainers(session.cfg.compute, pool.placement.nodes)
         report = Report(session.tracker, view, bar, n_left, placement.room)
         with _shared_chunks(session, placement, n_groups) as shared:
-            _tune(session, trials, n_left, placement, scheduler, report, shared)
+            try:
+                _tune(session, trials, n_left, placement, scheduler, report, shared)
+            except KeyboardInterrupt:
+                session.say(f"{title:<9} interrupted: trials under way write their checkpoints")
+                save_now(view.running)
+                raise
         rate, seconds, limit = bar.rate, bar.seconds, bar.figures.limit
     session.say(
         f"{title:<9} {n_left} trials in {seconds:.0f} s ({rate:,.0f} tokens/s in all, {limit})"

@@ -1,9 +1,9 @@
 """When a trial is given up: rules over what trials of one field have reported.
 
 A field is all trials of one group, k and d_sae: FVU prefers the larger k and the wider dictionary, so no
-others can be compared. A rule is a function of the curves alone, which lie in the trials' folders; who
-reported first, or how often a sweep was killed, has no part in it (but for trials that Optuna suggests,
-of which nobody knows how many more will come).
+others can be compared. A rule looks at the curves alone, which lie in the trials' folders. Of asha who
+reported first, or how often a sweep was killed, has no part in it (but for trials that Optuna suggests, of
+which nobody knows how many more will come); the median is that of the trials which have come as far by then.
 """
 
 import math

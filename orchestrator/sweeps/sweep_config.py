@@ -151,7 +151,8 @@ class SweepConfig:
     memory, two windows of them. By default as many as `storage.windows.chunks_to_mix`."""
 
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Time between checkpoints of a trial: the most that a crash can cost."""
+    """Time between checkpoints of a trial, or twenty times what writing one takes if that is longer: the
+    most that a crash can cost. One is written when the run is interrupted, too."""
 
     winner: Literal["lowest_fvu_per_k", "lowest_fvu"] = "lowest_fvu_per_k"
     """Which trials of a group are evaluated: the best for each k, or the best alone."""

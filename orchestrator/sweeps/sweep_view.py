@@ -58,6 +58,11 @@ class SweepView:
             return
         self._lines[trial.id] = replace(before, state=state, changed=next(self._clock), **known)
 
+    @property
+    def running(self) -> list[Trial]:
+        """Those that are trained now."""
+        return [line.trial for line in self._lines.values() if line.state == "running"]
+
     def states(self) -> dict[str, int]:
         """How many are in each state, for all the states there are."""
         found = Counter(line.state for line in self._lines.values())

@@ -14,6 +14,10 @@ from orchestrator.sweeps.rank_process import Workplace
 from storage.errors import StoreError
 
 REPORTS_PER_TRIAL = 20
+"""At least: rungs are told apart by them."""
+
+STEPS_PER_REPORT = 500
+"""At most: a long trial is to be seen moving."""
 
 
 class TuneTrial(tune.Trainable):
@@ -35,7 +39,7 @@ class TuneTrial(tune.Trainable):
         with blaming_this_node(UserError, StoreError):
             workplace.storage.check()
         trials: tuple[Trial, ...] = config["trials"]
-        self._stride = math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL)
+        self._stride = min(math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL), STEPS_PER_REPORT)
         with blaming_this_node(StoreError, OSError):
             self._bundle = self._begun(trials, workplace, gpus)
         self._continues = self._bundle.step > 0

@@ -1,0 +1,27 @@
+"""What an interrupted sweep does before it ends: has the trials under way write their checkpoints."""
+
+import time
+from collections.abc import Sequence
+
+from actors.trial import Trial
+
+PATIENCE_SECONDS = 10.0
+"""Batch systems and Kubernetes wait 30 before they kill."""
+
+
+def save_now(trials: Sequence[Trial]) -> None:
+    """Ask trials for their checkpoints, and wait until they are written, but not for ever."""
+    asked = [trial for trial in trials if trial.folder.is_dir()]
+    for trial in asked:
+        trial.save_request.touch()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while any(map(_is_open, asked)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        for trial in asked:
+            trial.save_request.unlink(missing_ok=True)
+
+
+def _is_open(trial: Trial) -> bool:
+    return trial.save_request.exists() and not trial.result_file.exists()
