@@ -55,7 +55,7 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
         cluster.connected(cfg.compute, figures.shared_bytes),
     ):
         say = partial(console.print, highlight=False, soft_wrap=True)
-        pool = Pool.of_run(cfg.compute, directory, say)
+        pool = Pool.of_run(cfg, directory, say)
         tracker = Tracker(cfg, directory, console)
         session = Session(
             cfg=cfg,
@@ -86,7 +86,7 @@ def _stages(session: Session, pool: Pool, until: int, with_baselines: bool) -> N
     if until < STAGES.index("sweep"):
         return
     found = sweep(session, groups, pool)
-    harvest.count(session, groups.row_filter)  # with a disk budget the rows came only now
+    harvest.count(session, groups.row_filter, pool)  # with a disk budget the rows came only now
     for trial, result in found:
         session.tracker.trial_result(trial.settings(), result)
     if until < STAGES.index("run"):

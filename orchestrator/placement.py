@@ -15,6 +15,7 @@ import ray
 from ray._private.state import state
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from orchestrator.admission import Admission
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
 from orchestrator.node_error import NodeError
@@ -36,6 +37,9 @@ class Nodes:
     left_out: set[str] = field(default_factory=set)
     """Those that proved unfit, by Ray's ids."""
 
+    admission: Admission | None = None
+    """Who asks those that join whether they can work on the run; None: nobody does."""
+
     _seen: tuple[float, dict[str, Mapping[str, float]]] = (0.0, {})
 
     def usable(self, now: bool = False) -> dict[str, Mapping[str, float]]:
@@ -45,14 +49,22 @@ class Nodes:
         """
         looked, found = self._seen
         if now or not found or time.monotonic() - looked > _LOOK_SECONDS:
-            going = state.get_draining_nodes()
+            going, nodes = state.get_draining_nodes(), ray.nodes()
+            for refused in self.admission.refused(nodes) if self.admission else ():
+                self.leave_out(refused.node, refused.host, refused.why)
             found = {
                 node["NodeID"]: node["Resources"]
-                for node in ray.nodes()
+                for node in nodes
                 if node["Alive"] and node["NodeID"] not in going
             }
             self._seen = time.monotonic(), found
         return {node: has for node, has in found.items() if node not in self.left_out}
+
+    def leave_out(self, node: str, host: str, why: object) -> None:
+        """Use a node no more, and say so."""
+        if node not in self.left_out:
+            self.left_out.add(node)
+            self.tell(f"warning: node {host} is left out from here on: {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +224,9 @@ class Placement:
         Raises:
             Exception: What was met there, if no other node has room.
         """
-        if fault.node in self.nodes.left_out:
-            return
-        if not self.has_room_without(fault.node):
+        if fault.node not in self.nodes.left_out and not self.has_room_without(fault.node):
             raise fault.why
-        self.nodes.left_out.add(fault.node)
-        self.nodes.tell(f"warning: node {fault.host} is left out from here on: {fault.why}")
+        self.nodes.leave_out(fault.node, fault.host, fault.why)
 
     def elsewhere(self, attempt: Callable[[], Result]) -> Result:
         """What `attempt` returns; a node whose fault ends it is left out of the next one.

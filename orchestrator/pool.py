@@ -19,7 +19,8 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from orchestrator.config import ComputeConfig
+from orchestrator.admission import Admission
+from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.node_error import NodeError, blaming_this_node
 from orchestrator.placement import Nodes, Placement
@@ -77,17 +78,20 @@ class Pool:
         """Of that list: jobs that are `in_hand` of a process, and those `waiting` for one."""
 
     @classmethod
-    def of_run(cls, cfg: ComputeConfig, run: RunDirectory, tell: Callable[[str], None]) -> "Pool":
+    def of_run(cls, cfg: RunConfig, run: RunDirectory, tell: Callable[[str], None]) -> "Pool":
         """The pool of a run, on the connected cluster.
 
         Raises:
-            UserError: If there is no room for an actor, or a node does not see the run directory.
+            UserError: If there is no room for an actor, or a node can't work on the run.
         """
         nodes = Nodes(tell)
-        placement = Placement.of(cfg, nodes)
+        placement = Placement.of(cfg.compute, nodes)
         placement.wait_for_room()
-        Placement.of_trainers(cfg, nodes).wait_for_room()
-        return cls(placement, SharedStorage.on_every_node(run))
+        Placement.of_trainers(cfg.compute, nodes).wait_for_room()
+        admission = Admission.of(cfg.model, run)
+        admission.ask_all()
+        nodes.admission = admission
+        return cls(placement, admission.storage)
 
     def work(
         self,
@@ -212,7 +216,8 @@ class Pool:
         except RayActorError as error:
             self._dismiss(member)
             self._failed_starts += 1
-            if self._failed_starts > DEATHS:
+            # Where others are at work it may be one node's fault, which is being asked what it lacks.
+            if self._failed_starts > DEATHS and all(other.node is None for other in self._members):
                 raise UserError(
                     f"no process comes up on the cluster, after {self._failed_starts} tries; see to it that "
                     f"every node can start one (`ray status`, Ray's logs): {error}"

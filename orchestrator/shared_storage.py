@@ -2,7 +2,7 @@
 
 No path can tell: `/data` may be a mount on one node and a disk on the next. So it is looked up. The
 driver's lock says who drives the run, and that is what has to be read at the same path elsewhere: on
-every node when a run begins, and in every process that is started later, as nodes may join.
+every node before it is relied on (`orchestrator.admission`), and in every process that is started.
 """
 
 import os
@@ -10,20 +10,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
-from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from orchestrator import run_lock
 from orchestrator.errors import UserError
-from orchestrator.redaction import redacted
 from orchestrator.run_directory import RunDirectory
 from orchestrator.versions import check_same, versions
-from storage.errors import StoreError
 from storage.places import Place, place
-
-PROBE_SECONDS = 60.0
-"""That nodes have to answer in. One that needs longer is asked by the first process that starts there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,33 +48,6 @@ class SharedStorage:
             config=run.config.read_bytes(),
             strata=_strata(),
         )
-
-    @classmethod
-    def on_every_node(cls, run: RunDirectory) -> "SharedStorage":
-        """The same, once all nodes of the connected cluster that compute have been asked.
-
-        Raises:
-            UserError: If one of them does not see it, may not write there, gets no answer from the store, or has
-                no Strata or another.
-        """
-        storage, here = cls.of(run), ray.get_runtime_context().get_node_id()
-        others = {
-            node["NodeID"]: node["NodeManagerHostname"]
-            for node in ray.nodes()
-            if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
-        }
-        ask = ray.remote(num_cpus=0, max_retries=0)(_fault)
-        asked = {
-            ask.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(storage): name
-            for node, name in others.items()
-        }
-        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=PROBE_SECONDS)
-        faults = [fault for answer in answered if (fault := _told(answer, asked[answer]))]
-        if faults:
-            raise UserError(f"{faults[0]} (so on {len(faults)} of {len(others)} other nodes)")
-        return storage
 
     def check(self) -> None:
         """See whether this process finds it all.
@@ -130,28 +94,3 @@ def _not_shared(setting: str, path: str, node: str, driver: str | None) -> str:
         "Filestore, a volume), and activations in a bucket if you like (harvest.store); then set "
         f"{setting} to that"
     )
-
-
-def _fault(storage: SharedStorage) -> str | None:
-    """What is wrong, as text."""
-    try:
-        storage.check()
-    except UserError as error:
-        return str(error)
-    except StoreError as error:
-        return f"node {socket.gethostname()}: {error}"
-    return None
-
-
-def _told(answer: "ray.ObjectRef[str | None]", node: str) -> str | None:
-    """What a node says is wrong; None also if it is gone, as the run can do without it."""
-    try:
-        return ray.get(answer)
-    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
-        return None
-    except RayError as error:  # nothing of Strata has begun there
-        reason = redacted(str(error)).strip().splitlines()[-1]
-        return (
-            f"node {node} can't work on the run ({reason}); install Strata on every node, with what it needs, "
-            "as cluster.yaml does"
-        )

@@ -1,7 +1,9 @@
 """Nodes come, go and prove unfit while a pool works, on a real cluster of several."""
 
+import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,15 @@ import pytest
 import ray
 from ray.util.state import list_actors
 
-from orchestrator import cluster
+from orchestrator import cluster, config_file
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
 from orchestrator.placement import Nodes, Placement
 from orchestrator.pool import Pool
+from orchestrator.run_directory import RunDirectory
 from tests.counter import Counter
-from tests.ray_nodes import RAY, lose, nodes
-from tests.runs import ROOT
+from tests.ray_nodes import RAY, if_it_can_mount, lose, nodes
+from tests.runs import ROOT, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 HERE = {"PYTHONPATH": str(ROOT)}
@@ -55,6 +58,44 @@ def test_nodes_that_come_are_used_and_those_that_go_or_are_unfit_are_done_withou
         assert sorted(number for number, _ in done) == list(range(N_JOBS))
         [(_, last)] = pool.work(Counter, (tmp_path,), "somewhere", [(0,)])
         assert last == done[0][1]
+
+
+@if_it_can_mount
+def test_a_node_without_strata_or_the_model_that_joins_is_left_out(tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "examples" / "tiny_lm" / "model", model)
+    cfg = config_file.load(write_config(tmp_path, model={"name": str(model)}))
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Lacking:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'orchestrator': raise ModuleNotFoundError('no orchestrator')\n"
+        "sys.meta_path.insert(0, Lacking())\n"
+    )
+    heard: list[str] = []
+    with (
+        nodes(cpus=1, environment=HERE) as there,
+        cluster.connected(ComputeConfig(address=there.address)),
+    ):
+        run = RunDirectory.claim(cfg)
+        cluster_cfg = replace(cfg, compute=ComputeConfig(address=there.address))
+        pool = Pool.of_run(cluster_cfg, run, heard.append)
+        work = pool.work(Counter, (tmp_path,), "somewhere", [(i,) for i in range(N_JOBS)])
+        done = [next(work)]
+        there.add(cpus=1, environment={"PYTHONPATH": str(lacking)})
+        there.add(cpus=1, blind_to=model)
+        there.add(cpus=1)
+        for found in work:
+            done.append(found)
+            if len(heard) == 2 and len({node for _, node in done[-20:]}) == 2:
+                (tmp_path / "hurry").touch()
+        assert len(done) == N_JOBS
+        assert len({node for _, node in done[-20:]}) == 2, heard
+        without, blind = sorted(heard, key=lambda text: "model.name" in text)
+        assert "install Strata on every node" in without
+        assert f"model.name: {model} on node" in blind or "is no folder" in blind
 
 
 @pytest.mark.cluster

@@ -105,7 +105,7 @@ def _write_groups(
         cluster.connected(cfg.compute),
         stage(console, "dashboard", len(jobs), "groups") as progress,
     ):
-        pool = Pool.of_run(cfg.compute, run, partial(_say, console))
+        pool = Pool.of_run(cfg, run, partial(_say, console))
         arguments = (
             *(cfg.model, text.vocabulary, run.validation, row_filter),
             *(pool.placement.device, pool.placement.cpus),

@@ -126,7 +126,7 @@ def _measure(session: Session, winners: Sequence[_Winner], n_sequences: int) -> 
         return
     row_filter = load_groups(run).row_filter
     with cluster.connected(cfg.compute):
-        pool = Pool.of_run(cfg.compute, run, session.say)
+        pool = Pool.of_run(cfg, run, session.say)
         arguments = (
             *(cfg.model, run.tokens, run.pilot, run.validation, row_filter, n_sequences),
             *(cfg.harvest.batch_tokens, pool.placement.device, pool.placement.cpus),

@@ -8,6 +8,7 @@ from ray import tune
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.experiment import Trial as TuneTrialState
 
+from orchestrator.errors import UserError
 from orchestrator.node_error import NodeError
 from orchestrator.placement import Placement
 
@@ -24,6 +25,8 @@ class Places(tune.Callback):
         self._placement = placement
         self._fault: NodeError | None = None
         self._nodes: set[str] = set()
+        self._left_out = set(placement.nodes.left_out)
+        """When the trials' places were asked for."""
         self._ran_last = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,9 +53,12 @@ class Places(tune.Callback):
             NodeError: If a node can't do its part, and there are others.
             UserError: If no trial has got a place in time.
         """
+        nodes = self._placement.nodes
+        self._nodes = set(nodes.usable())
         if self._fault is not None:
             raise self._fault
-        self._nodes = set(self._placement.nodes.usable())
+        for node in nodes.left_out - self._left_out:  # where Tune still places trials
+            raise NodeError(node, node, UserError("it joined, and can't work on the run"))
         if any(trial.status == TuneTrialState.RUNNING for trial in trials):
             self._ran_last = time.monotonic()
         elif time.monotonic() - self._ran_last > (self._placement.patience or math.inf):

@@ -1,0 +1,134 @@
+"""Whether a node can work on a run: it is asked before it is relied on, when the run begins or when it joins.
+
+No path can tell: `/data` may be a mount on one node and a disk on the next. And Ray starts processes on any
+node that joins, whether or not Strata is installed there.
+"""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.errors import InputError
+from actors.model_origin import weights
+from actors.model_source import ModelSource
+from orchestrator.errors import UserError
+from orchestrator.redaction import redacted
+from orchestrator.run_directory import RunDirectory
+from orchestrator.shared_storage import SharedStorage
+from storage.errors import StoreError
+
+PROBE_SECONDS = 60.0
+"""That nodes have to answer in when a run begins. One that needs longer is heard later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A node that can't work on the run."""
+
+    node: str
+    """Ray's id of it."""
+
+    host: str
+    why: str
+
+
+@dataclass
+class Admission:
+    """Asks nodes, each once."""
+
+    storage: SharedStorage
+    """What each must find."""
+
+    model: ModelSource
+    weights: str | None
+    """Of the model's folder, as the driver sees it; None for a model of the Hub, which nodes fetch themselves."""
+
+    _asked: set[str] = field(default_factory=set)
+    _pending: dict["ray.ObjectRef[str | None]", tuple[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: ModelSource, run: RunDirectory) -> "Admission":
+        """To a run that this process drives. Its own node needs none."""
+        here = ray.get_runtime_context().get_node_id()
+        found = weights(model) if model.is_local else None
+        return cls(SharedStorage.of(run), model, found, {here})
+
+    def ask_all(self) -> None:
+        """Have all nodes of the connected cluster that compute answer.
+
+        Raises:
+            UserError: If one of them does not see the run directory or the model, may not write there, gets no answer
+                from the store, or has no Strata or another.
+        """
+        self._ask(ray.nodes())
+        n_asked = len(self._pending)
+        refused = self._answers(PROBE_SECONDS)
+        if refused:
+            raise UserError(f"{refused[0].why} (so on {len(refused)} of {n_asked} other nodes)")
+
+    def refused(self, nodes: list[Mapping[str, Any]]) -> list[Refusal]:
+        """Ask those of Ray's nodes that have joined; those that have answered meanwhile, and can't work."""
+        self._ask(nodes)
+        return self._answers(0.0)
+
+    def _ask(self, nodes: list[Mapping[str, Any]]) -> None:
+        ask = ray.remote(num_cpus=0, max_retries=0)(_fault)
+        for node in nodes:
+            name = node["NodeID"]
+            if node["Alive"] and node["Resources"].get("CPU") and name not in self._asked:
+                there = NodeAffinitySchedulingStrategy(name, soft=False)
+                asked = ask.options(scheduling_strategy=there).remote(
+                    self.storage, self.model, self.weights
+                )
+                self._asked.add(name)
+                self._pending[asked] = name, node["NodeManagerHostname"]
+
+    def _answers(self, timeout: float) -> list[Refusal]:
+        if not self._pending:
+            return []
+        answered, _ = ray.wait([*self._pending], num_returns=len(self._pending), timeout=timeout)
+        refused = []
+        for answer in answered:
+            node, host = self._pending.pop(answer)
+            why = _told(answer, host)
+            if why is not None:
+                refused.append(Refusal(node=node, host=host, why=why))
+        return refused
+
+
+def _fault(storage: SharedStorage, model: ModelSource, expected: str | None) -> str | None:
+    """What is wrong on the node where this runs, as text."""
+    node = socket.gethostname()
+    try:
+        storage.check()
+        found = weights(model) if expected is not None else None
+    except UserError as error:
+        return str(error)
+    except (InputError, StoreError) as error:
+        return f"node {node}: {error}"
+    if found == expected:
+        return None
+    return (
+        f"model.name: {model.name} on node {node} is not what it is on {storage.driver['host']}, which drives the run "
+        f"(weights of fingerprint {found}, and {expected} there); every node has to see the same folder: put it where "
+        "all nodes mount shared storage, or name a model of the Hub"
+    )
+
+
+def _told(answer: "ray.ObjectRef[str | None]", host: str) -> str | None:
+    """What a node says is wrong; None also if it is gone, as the run can do without it."""
+    try:
+        return ray.get(answer)
+    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+        return None
+    except RayError as error:  # nothing of Strata has begun there
+        reason = redacted(str(error)).strip().splitlines()[-1]
+        return (
+            f"node {host} can't work on the run ({reason}); install Strata on every node, with what it needs, "
+            "as cluster.yaml does"
+        )
