@@ -142,7 +142,7 @@ def train(
                 _tune(session, trials, n_left, placement, scheduler, report, shared)
             except KeyboardInterrupt:
                 session.say(f"{title:<9} interrupted: trials under way write their checkpoints")
-                save_now(view.running)
+                save_now(view.running, report.actors)
                 raise
         rate, seconds, limit = bar.rate, bar.seconds, bar.figures.limit
     session.say(

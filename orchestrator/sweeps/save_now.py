@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from actors.trial import Trial
 
@@ -9,11 +10,18 @@ PATIENCE_SECONDS = 10.0
 """Batch systems and Kubernetes wait 30 before they kill."""
 
 
-def save_now(trials: Sequence[Trial]) -> None:
-    """Ask trials for their checkpoints, and wait until they are written, but not for ever."""
+def save_now(trials: Sequence[Trial], actors: Sequence[Any]) -> None:
+    """Ask trials for their checkpoints, and wait until they are written, but not for ever.
+
+    Args:
+        trials: Those under way. Who is in the midst of a call finds a file in the trial's folder.
+        actors: Of Ray, `TuneTrial`s that train them. Who waits for a call gets this one.
+    """
     asked = [trial for trial in trials if trial.folder.is_dir()]
     for trial in asked:
         trial.save_request.touch()
+    for actor in actors:
+        actor.save_checkpoint.remote("")
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while any(map(_is_open, asked)) and time.monotonic() < deadline:

@@ -38,6 +38,8 @@ class Report(tune.Callback):
         self._step: dict[str, int] = {}
         self._heard: dict[str, float] = {}
         """When each trial reported last, in seconds of the stage."""
+        self.actors: list[Any] = []
+        """Of Ray, that train now."""
         self._left = n_trials
         self._left_behind: set[str] = set()
         """Failed while others of their bundle go on."""
@@ -48,6 +50,8 @@ class Report(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A turn of Tune's loop: who began, waits at a rung or failed since the last one."""
+        running = [trial for trial in trials if trial.status == TuneTrialState.RUNNING]
+        self.actors = [trial.temporary_state.ray_actor for trial in running]
         for trial in trials:
             if trial.status in _STATES:
                 for mine in trial.config["trials"]:
