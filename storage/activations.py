@@ -95,7 +95,7 @@ class ActivationStore:
 
     def missing(self) -> list[int]:
         """The shards that are still to be written, or again after a release, ascending."""
-        there = set(self.committed()) - set(self._commits.released())
+        there = set(self._commits.shards()) - set(self._commits.released())
         return sorted(set(range(self.spec.n_shards)) - there)
 
     def committed(self) -> dict[int, ShardRecord]:

@@ -56,7 +56,7 @@ class ShuffledBatches:
         seed: int,
         ring: RingReader | None = None,
     ) -> None:
-        """Read the columns of the array once, to know which rows are kept.
+        """Read nothing yet: columns, which say what rows are kept, are read as their segment comes.
 
         Args:
             store: A complete store, or a ring.
@@ -66,10 +66,10 @@ class ShuffledBatches:
             window_chunks: Chunks mixed at a time. Uncompressed ones on a disk stay there; of others,
                 two windows are held in memory, as stored.
             seed: Decides the order.
-            ring: Where the store is one: what asks for the shards. Columns are then read as they come.
+            ring: Where the store is one: what asks for the shards.
 
         Raises:
-            StoreError: If shards are missing, or no row is kept.
+            StoreError: If shards are missing.
         """
         if min(batch_rows, window_chunks) < 1:
             raise StoreError(f"{batch_rows=} and {window_chunks=} must be at least 1")
@@ -88,12 +88,10 @@ class ShuffledBatches:
         """Per chunk whose columns were read, which rows are kept, one bit each."""
         self._counts: dict[int, int] = {}
         """Per such chunk, how many."""
-        if ring is None:
-            self._refuse_nothing()
 
     @property
     def n_rows(self) -> int:
-        """Rows that are kept, and so seen in each epoch; of a ring known after a whole one."""
+        """Rows that are kept, and so seen in each epoch; all columns are read for it, of a ring in a whole epoch."""
         for segment in self._segments:
             self._scan(segment)
         return sum(self._counts.values())

@@ -9,7 +9,7 @@ from storage.dtypes import stored_dtype
 from storage.files import FileRecord
 from storage.layout import StoreSpec
 from storage.places import Place
-from storage.root import NAME, Root, group_metadata, read_root, write_root
+from storage.root import NAME, Root, group_metadata, write_root
 
 
 def write_metadata(place: Place, spec: StoreSpec) -> None:
@@ -67,12 +67,3 @@ def _metadata_files(spec: StoreSpec) -> dict[str, bytes]:
 def has_metadata(place: Place) -> bool:
     """Whether there is a store at a place, of activations or of tokens."""
     return place.size(NAME) is not None
-
-
-def read_spec(place: Place) -> StoreSpec:
-    """The specification of the store at a place.
-
-    Raises:
-        StoreError: If there is none, or this version of Strata can't read it.
-    """
-    return StoreSpec.from_json(read_root(place, "activation").spec)

@@ -90,11 +90,16 @@ def chunk_windows(
     return windows
 
 
+def run_rows(spec: StoreSpec) -> int:
+    """Neighbouring kept rows of a window that stay together."""
+    return max(1, min(_RUN_ROWS, spec.chunk_rows // _CHUNK_RUNS, in_a_shard(spec) // _RUN_SHARE))
+
+
 def mixed(
     n_rows: int, spec: StoreSpec, seed: int, epoch: int, segment: int, window: int
 ) -> Int32[np.ndarray, " rows"]:
     """The kept rows of a window, counted from 0, in short runs that are put in a seeded order."""
-    run = max(1, min(_RUN_ROWS, spec.chunk_rows // _CHUNK_RUNS, in_a_shard(spec) // _RUN_SHARE))
+    run = run_rows(spec)
     runs = permutation(-(-n_rows // run), seed, Stream.WINDOW_ROWS, epoch, segment, window)
     order = (runs.astype(np.int32)[:, None] * run + np.arange(run, dtype=np.int32)).ravel()
     return order[order < n_rows]  # the last run may be short

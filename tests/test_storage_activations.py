@@ -307,7 +307,7 @@ def test_a_commit_record_of_another_store_is_named(tmp_path):
     (store.place.folder / "commits").mkdir()
     (other.place.folder / "commits/000001.json").rename(store.place.folder / "commits/000001.json")
     with pytest.raises(StoreError, match="is of shard 1 of the store"):
-        store.missing()
+        store.record(1)
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 from itertools import islice
 
 import numpy as np
@@ -5,14 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import HarvestConfig
-from sae.fit import FitConfig
+from actors.language_model import ModelShape
+from orchestrator import config_file
+from orchestrator.stores import store_spec, window_chunks
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
 from storage.layout import StoreSpec
-from storage.windows import Batch, chunk_windows, chunks_to_mix, mixed, segments
+from storage.windows import Batch, chunk_windows, mixed, run_rows, segments
 from tests.stores import encoded, filled_store, small_spec
 
 GROUPS = ((0, 2), (1,))
@@ -175,31 +177,51 @@ def test_batches_mix_sequences_almost_like_a_uniform_draw(tmp_path):
     assert np.mean(distinct) >= 0.8 * uniform
 
 
+SHAPES = {
+    "bert": (768, 512),
+    "gpt2": (768, 1024),
+    "pythia-160m": (768, 2048),
+    "qwen2-0.5b": (896, 32_768),
+    "pythia-410m": (1024, 2048),
+    "tinyllama": (2048, 2048),
+    "gemma-2-2b": (2304, 8192),
+    "llama-2-7b": (4096, 4096),
+    "llama-2-13b": (5120, 4096),
+    "llama-3-8b": (4096, 8192),
+    "mistral-7b": (4096, 32_768),
+}
+"""Width and longest sequence of models."""
+
+
 @pytest.mark.parametrize("tokens", [5_000_000, 100_000_000])
-@pytest.mark.parametrize(
-    ("d_model", "context"),
-    [(768, 512), (768, 1024), (768, 2048), (1024, 2048), (2048, 2048), (2304, 1024)],
-)
+@pytest.mark.parametrize(("d_model", "longest"), SHAPES.values(), ids=SHAPES)
 def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store(
-    tokens, d_model, context
+    tmp_path, tokens, d_model, longest
 ):
-    """On the places of rows alone: models from GPT-2 to Gemma 2 2B, nothing written."""
-    harvest = HarvestConfig(tokens=tokens)
-    batch_rows, n_sequences = FitConfig().batch_tokens, tokens // context
-    sequence_bytes = context * d_model * 2
-    spec = small_spec(
-        d_model=d_model,
-        dtype="float16",
-        n_population=n_sequences,
-        n_sequences=n_sequences,
-        rows_per_sequence=context,
-        sequences_per_chunk=max(1, round(harvest.chunk_mib * 2**20 / sequence_bytes)),
-        chunks_per_shard=round(harvest.shard_mib / harvest.chunk_mib),
+    """On the places of rows alone: nothing is written."""
+    cfg = config_file.parse(
+        {
+            "run_dir": str(tmp_path),
+            "model": {"name": "a/b"},
+            "corpus": {"source": "stdlib"},
+            "harvest": {"tokens": tokens},
+            "sweep": {"d_sae": 64, "k": [4]},
+        },
+        "test",
     )
-    window_chunks = chunks_to_mix(spec, batch_rows)
-    n_chunks = len(segments(spec.n_shards, window_chunks)[0]) * spec.chunks_per_shard
+    shape = ModelShape(n_layers=2, d_model=d_model, longest=longest, vocabulary=1000)
+    spec = store_spec(
+        *(cfg, shape, "train"),
+        context=shape.context,
+        first_position=0,
+        scales={0: 1.0, 1: 1.0},
+        groups=((0, 1),),
+    )
+    batch_rows, n_sequences = cfg.train.batch_tokens, spec.n_sequences
+    chunks = window_chunks(cfg, spec)
+    n_chunks = len(segments(spec.n_shards, chunks)[0]) * spec.chunks_per_shard
     n_chunks = min(n_chunks, spec.n_chunks)
-    window = chunk_windows(n_chunks, spec.chunks_per_shard, window_chunks, 0, 0, 0)[0]
+    window = chunk_windows(n_chunks, spec.chunks_per_shard, chunks, 0, 0, 0)[0]
     sequences = np.concatenate([sequences_of_chunk(spec, int(chunk)) for chunk in window])
     order = mixed(len(sequences), spec, 0, 0, 0, 0)
     batches = sequences[order][: 20 * batch_rows].reshape(20, batch_rows)
@@ -242,7 +264,34 @@ def test_an_unfinished_store_is_refused(tmp_path):
 
 def test_a_filter_that_drops_everything_is_refused(store):
     with pytest.raises(StoreError, match="drops all 110 rows of groups/0"):
-        reader(store, drop=tuple(range(11)))
+        next(reader(store, drop=tuple(range(11))).batches(Cursor()))
+
+
+def test_the_order_of_reading_is_that_of_every_version():
+    """A trial that is continued by a newer Strata goes on in the order in which it began."""
+    spec = small_spec(
+        n_sequences=1024,
+        n_population=1024,
+        rows_per_sequence=16,
+        sequences_per_chunk=128,
+        chunks_per_shard=2,
+    )
+    windows = chunk_windows(spec.n_chunks, spec.chunks_per_shard, 3, seed=5, epoch=1, segment=0)
+    orders = [mixed(len(w) * spec.chunk_rows, spec, 5, 1, 0, i) for i, w in enumerate(windows)]
+    assert run_rows(spec) == 16
+    text = np.concatenate([*windows, *orders]).astype("<i8").tobytes()
+    assert hashlib.blake2b(text, digest_size=8).hexdigest() == "0e215ae75956db07"
+
+
+@pytest.mark.parametrize("start", [Cursor(), Cursor(step=3)])
+def test_the_first_batch_waits_for_the_columns_of_its_segment_alone(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch, start: Cursor
+):
+    read = []
+    column = ActivationStore.column
+    monkeypatch.setattr(ActivationStore, "column", lambda *a: read.append(a[2]) or column(*a))
+    next(reader(store, window_chunks=1).batches(start))
+    assert max(read) < store.spec.shard_range(2)[1], "of four shards, one for each segment"
 
 
 def test_sizes_must_be_positive(store):
