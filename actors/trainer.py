@@ -155,8 +155,8 @@ class Trainer:
 
         Returns:
             The newest line of the trial's metrics: `step`, `timestamp_ms`, `fvu` (of the last
-            batch, lower is better), `l0`, `dead_fraction`, `loss`, `lr`, `tokens_per_second`,
-            `data_wait_fraction` (of the time spent). None before the first.
+            batch, lower is better), `l0`, `dead_fraction`, `loss`, `auxk_loss`, `grad_norm`, `lr`,
+            `tokens_per_second`, `data_wait_fraction` (of the time spent). None before the first.
         """
         if self._newest is not None:
             since = self._since

@@ -39,8 +39,11 @@ LOST_SECONDS = 60.0
 SILENCE_SECONDS = 60.0
 """Of a log, after which is asked whether the job is still there."""
 
-NEVER_SENT = ("/runs", ".env", ".env.*")
-"""Beside what .gitignore names, and .git and environments, which Ray leaves out."""
+NEVER_SENT = (
+    *("/runs", ".env", ".env.*", ".envrc", ".netrc", ".pgpass", ".git-credentials"),
+    *(".aws", ".ssh", ".kube", "id_rsa", "id_ed25519", "*.pem"),
+)
+"""Beside what .gitignore names, and .git and environments, which Ray leaves out: runs, and where secrets lie."""
 
 for _module in (sdk, dashboard_sdk, packaging):
     logging.getLogger(_module.__name__).setLevel(logging.ERROR)  # after they have set it themselves

@@ -33,6 +33,16 @@ def status(cfg: RunConfig) -> Status:
         raise UserError(
             f"{run.path} holds no run: none has begun there; `strata run CONFIG.yaml` begins one"
         )
+    try:
+        return _status(run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{run.progress} or stage_seconds.json beside it is not what this version of Strata writes ({error!r}); "
+            "they say how far the run is and nothing else: delete them, or ask with the version that wrote them"
+        ) from None
+
+
+def _status(run: RunDirectory) -> Status:
     holder = run_lock.holder(run.path)
     told = read_json(run.progress) if run.progress.is_file() else {}
     stage, error = told.get("stage"), told.get("error")

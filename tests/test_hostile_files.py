@@ -245,6 +245,18 @@ def test_a_link_in_the_place_of_the_lock_is_refused(
     assert (tmp_path / "outside").read_text() == "kept"
 
 
+def test_a_link_in_the_place_of_the_lock_of_a_store_elsewhere_is_refused(tmp_path: Path):
+    cfg = config_file.load(
+        write_config(tmp_path, harvest={**SMALL_RUN["harvest"], "store": str(tmp_path / "store")})
+    )
+    (tmp_path / "store").mkdir()
+    (tmp_path / "outside").write_text("kept")
+    (tmp_path / "store" / "lock").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="lock is a link"):
+        RunDirectory.claim(cfg)
+    assert (tmp_path / "outside").read_text() == "kept"
+
+
 def test_a_link_to_the_run_directory_or_within_it_is_taken(run: RunDirectory, tmp_path: Path):
     (run.path / "report").rename(run.path / "pages")
     (run.path / "report").symlink_to("pages")

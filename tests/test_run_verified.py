@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.__main__ import main
 from orchestrator.run_directory import write_json
 from tests.runs import strata, write_config
 from tests.stores import files_of
@@ -60,6 +61,19 @@ def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
     assert kept.stat().st_mtime_ns == stamp
     status, output = strata("verify", config)
     assert status == 0, output
+
+
+def test_shards_that_no_trial_came_to_under_a_disk_budget_are_no_damage(
+    tmp_path: Path, finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "small"
+    shutil.copytree(finished[0].parent / "runs" / "small", run)
+    last = max((run / "train.zarr" / "commits").glob("*.json"))
+    last.unlink()
+    assert main(["verify", str(run)]) == 2
+    assert f"commits/{last.name}: it is not there any more" in capsys.readouterr().err
+    (run / "ring").mkdir()  # where trials said which shards they need
+    assert main(["verify", str(run)]) == 0
 
 
 @pytest.mark.crash

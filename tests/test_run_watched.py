@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from orchestrator import config_file
 from orchestrator.__main__ import main
 from orchestrator.cluster_metrics import COUNTERS, GAUGES
 from orchestrator.errors import UserError
+from orchestrator.run_directory import RunDirectory
 from orchestrator.status import status
 from storage.places import place
 from tests.object_server import BUCKET, ENVIRONMENTS, object_server, use
@@ -157,7 +159,9 @@ def test_nothing_listens_beyond_this_machine(watched: Watched):
 
 
 def test_mlflows_pages_listen_on_this_machine_alone(finished: tuple[Path, str]):
-    server = start("ui", finished[0], "--port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start("ui", finished[0], "--port", str(port))
     process = psutil.Process(server.pid)
     try:
         found: set[str] = set()
@@ -213,6 +217,22 @@ def test_where_no_run_has_begun_the_status_says_how_to_begin(tmp_path: Path):
     with pytest.raises(UserError, match="holds no run: none has begun there; `strata run CONFIG"):
         status(cfg)
     assert not cfg.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}',
+        '{"updated": "soon", "pid": 1}',
+        f'{{"updated": 1, "pid": {os.getpid()}, "stage": [1]}}',
+    ],
+)
+def test_what_another_version_says_of_its_progress_is_named(tmp_path: Path, text: str):
+    cfg = config_file.load(write_config(tmp_path))
+    RunDirectory.claim(cfg)
+    (cfg.run_dir / "progress.json").write_text(text)
+    with pytest.raises(UserError, match=r"progress\.json .* not what this version .* delete them"):
+        status(cfg)
 
 
 def test_a_run_that_was_killed_is_interrupted_and_one_that_failed_says_why(

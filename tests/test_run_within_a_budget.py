@@ -50,6 +50,8 @@ def test_a_run_within_a_budget_gives_the_bits_of_one_that_keeps_its_store(tmp_pa
             for kind in ("bounded", "whole")
         )
         assert broken == unbroken
+    status, output = strata("verify", config)
+    assert status == 0, output
     weights = sorted((tmp_path / "whole/runs/small").glob("trials/*/sae/sae.safetensors"))
     assert len(weights) == 4
     for file in weights:

@@ -52,6 +52,8 @@ def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, w
     run = work.parent / "one-sees" / "run"
     write_config(work, run_dir=str(run), compute={"cpus": 2})  # of a laptop's private cluster
     (work / ".env").write_text("HF_TOKEN=planted-4711\n")
+    (work / ".aws").mkdir()
+    (work / ".aws" / "credentials").write_text("planted-4711\n")
     status, output = submit(work, "--address", cluster.dashboard)
     assert status == 2, output
     assert f"strata: run_dir: {run} on node {socket.gethostname()} is not what it is on" in output
@@ -63,6 +65,7 @@ def test_a_run_directory_that_one_node_does_not_see_is_refused(cluster: Nodes, w
     [sent] = cluster.folder.glob("0/session_2*/runtime_resources/working_dir_files/*/run.yaml")
     assert (sent.parent / "orchestrator").is_dir()
     assert not (sent.parent / ".env").exists()
+    assert not (sent.parent / ".aws").exists()
 
 
 @pytest.mark.ray

@@ -9,6 +9,7 @@ from rich.console import Console
 from orchestrator.errors import UserError
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, write_json
+from storage.errors import StoreError
 from storage.metadata import has_metadata
 from storage.repair import take_back_shards, take_back_tokens
 from storage.verify import Damage, Verification, damaged_shards
@@ -23,7 +24,9 @@ def verify(run: RunDirectory, console: Console) -> None:
         UserError: If something is damaged (with array, shard and chunk of each), or there is
             nothing to verify.
     """
-    grouped, counted = run.groups.is_file(), run.rows.is_file()
+    grouped = run.groups.is_file()
+    # Under a disk budget only the shards that trials came to were ever written.
+    counted = run.rows.is_file() and not (run.path / run.ring.name).is_dir()
     stores = [
         (run.tokens, "token", grouped or has_metadata(run.pilot)),
         *((store, "activation", grouped) for store in (run.pilot, run.validation)),
@@ -54,10 +57,9 @@ def verify(run: RunDirectory, console: Console) -> None:
         if verification.damages:
             found[where.name] = verification.damages
     if found:
-        rows = {name: [asdict(d) for d in damages] for name, damages in found.items()}
-        write_json(run.damage, rows)
-        raise UserError(_told(run, found))
-    run.damage.unlink(missing_ok=True)
+        raise UserError(f"{_told(run, found)}{_note(run, found)}")
+    if run.damage.is_file():
+        run.damage.unlink()
     say = partial(console.print, highlight=False, soft_wrap=True)
     say(
         f"verify    {', '.join(where.name for where, *_ in there)}: {n_bytes / 1e6:,.0f} MB are as they "
@@ -69,6 +71,20 @@ def verify(run: RunDirectory, console: Console) -> None:
             f"verify    {', '.join(gone)}: not there any more; an unfinished run writes it again, and a "
             "finished one goes without"
         )
+
+
+def _note(run: RunDirectory, found: dict[str, list[Damage]]) -> str:
+    """Keep what was found for `take_back`; what is to be said if that can't be done."""
+    try:
+        write_json(
+            run.damage, {name: [asdict(d) for d in damages] for name, damages in found.items()}
+        )
+    except StoreError as error:
+        return (
+            f"\nBut the harvest does not know of it yet, as {error}: run `strata verify {run.path}` again "
+            "first"
+        )
+    return ""
 
 
 def _told(run: RunDirectory, found: dict[str, list[Damage]]) -> str:
