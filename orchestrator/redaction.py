@@ -2,12 +2,13 @@
 
 import os
 import re
+from urllib.parse import quote
 
 _SECRET = re.compile(
     r"""(^|_)(
         [A-Z0-9]*(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN)
         | (API|ACCESS|ACCOUNT|AUTH|PRIVATE|SECRET)?KEY
-        | CREDENTIALS? | SAS | DSN | CONNECTION_?STRING | (DATABASE|DB)_UR[IL]
+        | CREDENTIALS? | SAS | DSN | PAT | JWT | CONNECTION_?STRING | (DATABASE|DB)_UR[IL]
     )(_|$) | (^|_)PASS$ | _PWD$""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -27,7 +28,8 @@ def is_secret(variable: str) -> bool:
 
 def redacted(text: str) -> str:
     """The text with HIDDEN for user and password of every URL, and for what secrets of the environment hold."""
-    secrets = {value for name, value in os.environ.items() if is_secret(name)}
+    plain = {value for name, value in os.environ.items() if is_secret(name)}
+    secrets = plain | {quote(value, safe="") for value in plain}  # as it stands in a URL
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)

@@ -336,11 +336,17 @@ def test_the_error_that_ended_a_call_is_kept_without_secrets(
     assert json.loads(text)["error"] == "refused: *** at https://***@host"
 
 
+def test_a_secret_is_hidden_as_a_url_spells_it_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVICE_TOKEN", "planted/4711+")
+    assert redacted("GET /?key=planted%2F4711%2B: planted/4711+") == "GET /?key=***: ***"
+
+
 @pytest.mark.parametrize(
     "name",
     [
         *("PGPASSWORD", "MYSQL_PWD", "DB_PASS", "APIKEY", "SECRETKEY", "HF_TOKEN", "AUTHTOKEN"),
         *("DATABASE_URL", "AZURE_STORAGE_CONNECTION_STRING", "SENTRY_DSN", "RUNNER_DATABASE_URL"),
+        *("GITHUB_PAT", "SERVICE_JWT"),
     ],
 )
 def test_a_variable_of_this_name_is_secret(name: str):
@@ -350,7 +356,7 @@ def test_a_variable_of_this_name_is_secret(name: str):
 @pytest.mark.parametrize(
     "name",
     [
-        *("PWD", "OLDPWD", "PATH", "KEYBOARD", "PASSENGER_APP_ENV", "MONKEY", "BYPASS"),
+        *("PWD", "OLDPWD", "PATH", "PATTERN", "KEYBOARD", "PASSENGER_APP_ENV", "MONKEY", "BYPASS"),
         *("TOKENIZERS_PARALLELISM", "COMPASS", "CONNECTION_TIMEOUT", "URL", "MLFLOW_TRACKING_URI"),
     ],
 )
