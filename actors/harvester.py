@@ -95,12 +95,12 @@ class Harvester:
         self._n_threads = n_threads
         self._model = LanguageModel(model, device)
         self._tokens = TokenStore.open(tokens)
-        longest = self._model.shape.context
-        if self._tokens.context > longest:
+        shape = self._model.shape
+        if not shape.takes(self._tokens.context):
             raise InputError(
-                f"{tokens} has sequences of {self._tokens.context} tokens, longer than the {longest} "
-                f"positions that {model.name} knows; lower harvest.context to {longest} at most and "
-                "use another run directory"
+                f"{tokens} has sequences of {self._tokens.context} tokens, longer than the "
+                f"{shape.longest} positions that {model.name} knows; lower harvest.context to "
+                f"{shape.longest} at most and use another run directory"
             )
         self._batch_sequences = max(1, batch_tokens // self._tokens.context)
         self._computing = Lock()

@@ -22,6 +22,9 @@ from actors.model_source import ModelSource
 from actors.pretrained import check_device_map, load_pretrained
 from sae.metrics import next_token_losses
 
+DEFAULT_CONTEXT = 1024
+"""Tokens of a sequence at most, unless more are asked for: a shard of longer ones holds few, which mix badly."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -33,14 +36,23 @@ class ModelShape:
     d_model: int
     """Width of the activations."""
 
-    context: int
-    """Tokens of the longest sequence it takes."""
+    longest: int | None
+    """Tokens of the longest sequence it takes; None where any is taken, as ALiBi does."""
 
     vocabulary: int
     """Token ids run from 0 to below this."""
 
     is_causal: bool = True
     """Whether a position sees only those before it and predicts the next; encoders see all."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence where `harvest.context` says nothing."""
+        return min(self.longest or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+    def takes(self, context: int) -> bool:
+        """Whether it has positions for sequences of so many tokens."""
+        return self.longest is None or context <= self.longest
 
 
 Loader = Callable[..., tuple[PreTrainedModel, dict[str, Any]]]  # with output_loading_info
@@ -206,10 +218,10 @@ class LanguageModel:
     def _checked(self, ids: Int64[Tensor, "sequences context"]) -> Tensor:
         """The token ids on the model's device, if it can take them."""
         context, largest = ids.shape[1], int(ids.max())
-        if context > self.shape.context:
+        if not self.shape.takes(context):
             raise InputError(
-                f"sequences of {context} tokens are longer than the {self.shape.context} positions "
-                f"that {self._name} knows; lower harvest.context to {self.shape.context} at most"
+                f"sequences of {context} tokens are longer than the {self.shape.longest} positions "
+                f"that {self._name} knows; lower harvest.context to {self.shape.longest} at most"
             )
         if largest >= self.shape.vocabulary:
             raise InputError(
@@ -224,18 +236,25 @@ def _shape(config: Any, source: ModelSource) -> ModelShape:
     names = {
         "n_layers": "num_hidden_layers",
         "d_model": "hidden_size",
-        "context": "max_position_embeddings",
         "vocabulary": "vocab_size",
     }
     lacking = [name for name in names.values() if not isinstance(getattr(text, name, None), int)]
+    longest = _longest(text)
+    if longest is None and config.is_encoder_decoder:
+        lacking.append("max_position_embeddings")
     if lacking:
         raise InputError(
             f"the configuration of {source.name} (model type {text.model_type}) does not say its "
-            f"{', '.join(lacking)}; give a decoder-only or encoder-only transformer whose longest "
-            "sequence is known"
+            f"{', '.join(lacking)}; give a decoder-only or encoder-only transformer"
         )
     sizes = {size: getattr(text, name) for size, name in names.items()}
-    return ModelShape(**sizes, is_causal=_is_causal(config))
+    return ModelShape(**sizes, longest=longest, is_causal=_is_causal(config))
+
+
+def _longest(text: Any) -> int | None:
+    """The longest sequence of a configuration, as architectures call it; that of ALiBi has none."""
+    named = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((n for n in named if isinstance(n, int)), None)
 
 
 def _is_causal(config: Any) -> bool:

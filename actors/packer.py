@@ -61,13 +61,11 @@ class Packer:
         self._backend = self._tokenizer.backend_tokenizer
         self._opener, self._closer = document_edges(self._tokenizer)
         digest = fingerprint(self._tokenizer)
-        named = ("bos_token", "eos_token", "pad_token", "cls_token", "sep_token")
-        ids = {_id(self._tokenizer, getattr(self._tokenizer, name)) for name in named}
         self.spec = TokenSpec(
             context=context,
             first_position=int(self._opener is not None),
             separator_id=self._closer if self._opener is None else self._opener,
-            special_ids=tuple(sorted(i for i in ids if i is not None)),
+            special_ids=special_ids(self._tokenizer),
             tokenizer=digest,
         )
 
@@ -239,6 +237,22 @@ def document_edges(tokenizer: PreTrainedTokenizerFast) -> tuple[int | None, int 
     if ids and ids[-1] in {eos, sep} - {None}:
         return opener, ids[-1]
     return opener, (eos if opener is None else None)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Ids, ascending, of all that the tokenizer marks as special, such as the turns of a chat template.
+
+    Not of its token for unknown text, unless that has another role too: it stands for a piece of a document.
+    """
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special} | set(
+        tokenizer.all_special_tokens
+    )
+    others = ("bos_token", "eos_token", "pad_token", "cls_token", "sep_token", "mask_token")
+    if tokenizer.unk_token not in [getattr(tokenizer, name) for name in others]:
+        special.discard(str(tokenizer.unk_token))
+    ids = (_id(tokenizer, token) for token in special)
+    return tuple(sorted(i for i in ids if i is not None))
 
 
 def _id(tokenizer: PreTrainedTokenizerFast, token: object) -> int | None:

@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,16 @@ TOKENS = {"1 B": 10**9, "10 B": 10**10, "100 B": 10**11}
 GPUS = 64
 
 
-def modelled() -> dict[tuple[str, str], Scale]:
-    """By model and number of tokens. The models are not on the disk: their config.json is enough."""
+def modelled(
+    models: Collection[str] = MODELS, tokens: Collection[str] = TOKENS, **compute: object
+) -> dict[tuple[str, str], Scale]:
+    """By model and number of tokens, with `compute` beside its settings here.
+
+    The models are not on the disk: their config.json is enough.
+    """
     found = {}
-    for name, sizes in MODELS.items():
+    for name in models:
+        sizes = MODELS[name]
         with tempfile.TemporaryDirectory() as folder:
             config = {
                 **sizes,
@@ -43,8 +49,8 @@ def modelled() -> dict[tuple[str, str], Scale]:
             }
             Path(folder, "config.json").write_text(json.dumps(config))
             flops = None
-            for label, n_tokens in TOKENS.items():
-                cfg = _configuration(folder, sizes["hidden_size"], n_tokens)
+            for label in tokens:
+                cfg = _configuration(folder, sizes["hidden_size"], TOKENS[label], compute)
                 shape = describe(cfg.model)
                 figures = plan(cfg, shape)
                 flops = flops or model_flops(cfg, shape, figures)
@@ -53,7 +59,9 @@ def modelled() -> dict[tuple[str, str], Scale]:
     return found
 
 
-def _configuration(folder: str, d_model: int, n_tokens: int) -> RunConfig:
+def _configuration(
+    folder: str, d_model: int, n_tokens: int, compute: Mapping[str, object]
+) -> RunConfig:
     return parse(
         {
             "run_dir": f"{folder}/run",
@@ -78,7 +86,12 @@ def _configuration(folder: str, d_model: int, n_tokens: int) -> RunConfig:
             "train": {"batch_tokens": 8192},
             "evaluate": {"sequences": 512},
             # The larger model lies on two.
-            "compute": {"cpus": 8, "gpus_per_actor": 1 + (d_model > 4096), "gpus_per_trial": 1},
+            "compute": {
+                "cpus": 8,
+                "gpus_per_actor": 1 + (d_model > 4096),
+                "gpus_per_trial": 1,
+                **compute,
+            },
         },
         "the configuration of docs/scale.md",
     )

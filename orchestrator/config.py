@@ -24,9 +24,11 @@ from orchestrator.sweeps.sweep_config import SweepConfig
 from sae.fit import FitConfig
 from storage.errors import StoreError
 from storage.hygiene import Hygiene
-from storage.places import place
+from storage.places import is_broken_url, place
 
 Tokens = Annotated[int, Field(ge=1, le=10**12)]
+Mebibytes = Annotated[float, Field(gt=0, le=2**20)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]  # what torch takes
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Corpus = Annotated[StdlibCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
 
@@ -44,8 +46,8 @@ class HarvestConfig:
     validation_tokens: Tokens = 20_000
     """Rows per layer in the validation store, from documents that nothing is trained on."""
 
-    context: Annotated[int, Field(ge=8)] | None = None
-    """Tokens per sequence; by default the model's longest."""
+    context: Annotated[int, Field(ge=8, le=2**16)] | None = None
+    """Tokens per sequence; by default the model's longest, but at most 1024. A store numbers 2^16."""
 
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """Of the stored activations; float16 is scaled per layer by a power of two, int8 per row."""
@@ -56,18 +58,19 @@ class HarvestConfig:
     batch_tokens: Positive = 8192
     """Tokens per forward pass; lower it when the model runs out of memory."""
 
-    chunk_mib: Annotated[float, Field(gt=0)] = 8.0
-    """Size of a chunk, the unit of reading."""
+    chunk_mib: Mebibytes = 8.0
+    """Size of a chunk, the unit of reading; a chunk holds a whole sequence at least."""
 
-    shard_mib: Annotated[float, Field(gt=0)] = 128.0
-    """Size of a shard, the unit of writing and of resuming; one per array and work item."""
+    shard_mib: Mebibytes = 128.0
+    """Size of a shard, the unit of writing and of resuming; one per array and work item. Up to four times as
+    large where single sequences are larger than chunk_mib (docs/configuration.md)."""
 
     store: str | None = None
     """Where tokens and activations lie: a folder, or s3://, gs:// or az://BUCKET/PREFIX; by default
     the run directory. One run has it for itself."""
 
-    disk_budget: str | None = None
-    """Most bytes that the training store may take, such as 200GB; beyond, it is harvested beside
+    disk_budget: str | int | None = None
+    """Most bytes that the training store may take, such as 200GB, or a number of them; beyond, it is harvested beside
     training, and shards are released that every trial has passed. By default it is kept whole."""
 
     def __post_init__(self) -> None:
@@ -274,7 +277,7 @@ class RunConfig:
     name: Name = "strata"
     """The MLflow experiment: one for all runs that are to be compared."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides every random draw of the run."""
 
     model: ModelSource
@@ -290,7 +293,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse a bucket for a folder, and what only shows where sections meet."""
-        if re.match(r"[a-z0-9]+:/", str(self.run_dir)):
+        if is_broken_url(str(self.run_dir)):  # as a path leaves of a URL
             raise ValueError(
                 f"run_dir: {self.run_dir} is no folder; give one, and a bucket for the activations alone, as "
                 "harvest.store"

@@ -61,6 +61,7 @@ class RunDirectory:
         if run.store.folder is not None:  # of another run directory another process may write there
             with writing(run.store.folder):
                 run.store.folder.mkdir(parents=True, exist_ok=True)
+                links_out.refuse_lock(run.store.folder)
                 run_lock.hold(run.store.folder)
         dumped = config_file.dump(cfg)
         run._own(place(run.path), dumped)
@@ -121,8 +122,9 @@ class RunDirectory:
             )
             if not _is_free(difference[0])
         ]
-        made = has_metadata(self.tokens) or has_metadata(self.pilot)
-        if changed and made:
+        # A store elsewhere has not been asked before, where this is the folder of the run.
+        stores = (self.store.hasty / store.name for store in (self.tokens, self.pilot))
+        if changed and any(map(has_metadata, stores)):
             lines = [f"  {path}: {a!r} there, {b!r} now" for path, a, b in changed]
             what = "run_dir" if where == place(self.path) else "harvest.store"
             raise UserError(

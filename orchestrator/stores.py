@@ -10,6 +10,10 @@ from storage.dtypes import stored_dtype
 from storage.layout import StoreSpec
 from storage.windows import chunks_to_mix, segments
 
+SHARD_GROWTH = 4
+"""Times `shard_mib` that a shard may have where single sequences are larger than `chunk_mib`: it then holds as
+many sequences as it has chunks, and with fewer of them batches mix worse (docs/configuration.md)."""
+
 
 def n_sequences(cfg: RunConfig, rows_per_sequence: int) -> dict[str, int]:
     """Sequences to pack of each split, and to harvest for the pilot."""
@@ -49,6 +53,9 @@ def store_spec(
         range(shape.n_layers)
     )
     sequence_bytes = rows * shape.d_model * stored_dtype(cfg.harvest.dtype).itemsize
+    chunk_bytes, shard_bytes = (
+        mib * 2**20 for mib in (cfg.harvest.chunk_mib, cfg.harvest.shard_mib)
+    )
     return StoreSpec(
         d_model=shape.d_model,
         layers=layers,
@@ -58,13 +65,19 @@ def store_spec(
         n_sequences=counts[name],
         rows_per_sequence=rows,
         first_position=first_position,
-        sequences_per_chunk=max(1, round(cfg.harvest.chunk_mib * 2**20 / sequence_bytes)),
-        chunks_per_shard=max(1, round(cfg.harvest.shard_mib / cfg.harvest.chunk_mib)),
+        sequences_per_chunk=max(1, round(chunk_bytes / sequence_bytes)),
+        chunks_per_shard=_chunks_per_shard(chunk_bytes, shard_bytes, sequence_bytes),
         seed=cfg.seed,
         dtype=cfg.harvest.dtype,
         codec=cfg.harvest.codec,
         scales=tuple(scales[layer] for layer in layers),
     )
+
+
+def _chunks_per_shard(chunk_bytes: float, shard_bytes: float, sequence_bytes: int) -> int:
+    """As many as are set, which may be more bytes where a sequence is larger than a chunk."""
+    most = SHARD_GROWTH * shard_bytes / sequence_bytes
+    return max(1, min(round(shard_bytes / chunk_bytes), int(most)))
 
 
 def window_chunks(cfg: RunConfig, spec: StoreSpec) -> int:

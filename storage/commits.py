@@ -161,7 +161,7 @@ class CommitLog:
         return ShardRecord(
             shard=shard,
             rows=body["rows"],
-            files={name: FileRecord(**file) for name, file in body["files"].items()},
+            files={name: FileRecord.from_json(file) for name, file in body["files"].items()},
             layers={int(layer): LayerTotals(**t) for layer, t in body["layers"].items()},
         )
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,17 @@ class FileRecord:
             n_bytes += len(part)
             digest.update(part)  # pyright: ignore[reportArgumentType] (a buffer, from 3.12 on)
         return cls(n_bytes=n_bytes, xxh3=digest.hexdigest())
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "FileRecord":
+        """The record, of its JSON values.
+
+        Raises:
+            KeyError or TypeError: If they are those of none.
+        """
+        if not isinstance(data["n_bytes"], int):
+            raise TypeError(f"{data['n_bytes']!r} is no number of bytes")
+        return cls(**data)
 
 
 def write_file(path: Path, parts: Iterable[Bytes]) -> FileRecord:

@@ -19,7 +19,7 @@ class Hygiene:
     """What is dropped from the rows of a store."""
 
     drop_special_tokens: bool = True
-    """Separators, BOS, EOS and padding: they carry no text, and often a massive norm."""
+    """BOS, EOS, padding, turns of a chat: they carry no text, and often a massive norm."""
 
     drop_first_positions: int = 0
     """Tokens at the start of every context, where there is little to look back on."""

@@ -6,7 +6,7 @@ every array, so that rows stay aligned across layers and a chunk is already well
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from storage.codecs import CODECS
 from storage.draw import Stream, layer_draw, permutation
 from storage.dtypes import DTYPES, stored_dtype
 from storage.errors import StoreError
+from storage.json_kinds import check_kinds
 from storage.shards import CHECKSUM_BYTES, shard_file_bytes
 
 ROOT_COLUMNS = {
@@ -46,7 +47,7 @@ _KINDS: dict[str, type] = {
     "codec": str,
     "scales": list,
 }
-"""Of the values of a specification, as JSON has them."""
+"""Of the values of a specification."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,18 +302,7 @@ class StoreSpec:
         Raises:
             StoreError: If a key is missing or unknown, or the values make no store.
         """
-        known = {field.name for field in fields(cls)}
-        if set(data) != known:
-            raise StoreError(
-                f"the specification has the keys {sorted(data)}, and must have {sorted(known)}; "
-                "its file was edited or damaged, so harvest again into another folder"
-            )
-        for name, kinds in _KINDS.items():
-            if not isinstance(data[name], kinds) or isinstance(data[name], bool):
-                raise StoreError(
-                    f"the specification has {name} = {data[name]!r}, which is of another kind than it should "
-                    "be; its file was edited or damaged, so harvest again into another folder"
-                )
+        check_kinds(data, _KINDS)
         try:
             tuples = {
                 "layers": tuple(data["layers"]),

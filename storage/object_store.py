@@ -25,7 +25,7 @@ from zarr.storage import ObjectStore
 from storage.bulk_file import Bytes
 from storage.errors import StoreError
 from storage.files import FileRecord
-from storage.places import Place, inside
+from storage.places import Place, inside, leads_out
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -298,5 +298,9 @@ def _checked(location: str) -> str:
     if not url.netloc:
         raise StoreError(
             f"{location} names no bucket; give {url.scheme}://BUCKET or {url.scheme}://BUCKET/PREFIX"
+        )
+    if leads_out(url.path.strip("/")):
+        raise StoreError(
+            f"{location!r} leads out of its bucket, and a prefix has only names in it; leave out the '..'"
         )
     return location.rstrip("/")

@@ -5,6 +5,7 @@ there, whatever moment the process that wrote it dies at. That is all the commit
 docs/store_format.md asks for.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from zarr.storage import LocalStore
 from storage.bulk_file import Bytes
 from storage.errors import StoreError
 from storage.files import FileRecord, read_parts, sync, write_file
+
+
+def is_broken_url(location: str) -> bool:
+    """Whether it begins as a URL does, but with a single slash: as a path it would make a folder `s3:`."""
+    return re.match(r"[a-z0-9]+:/(?!/)", location) is not None
 
 
 def leads_out(name: str) -> bool:
@@ -203,10 +209,15 @@ def place(location: Location) -> Place:
     """The place that a path or a URL names.
 
     Raises:
-        StoreError: If it is a URL of a kind that is not known, or not one of a bucket.
+        StoreError: If it is no path, or a URL of a kind that is not known, or not one of a bucket.
     """
     if isinstance(location, Place):
         return location
+    if isinstance(location, str) and (is_broken_url(location) or not location or "\0" in location):
+        raise StoreError(
+            f"{location!r} is no folder and no URL of a bucket; give a folder, or s3://, gs:// or "
+            "az:// with a bucket and a prefix"
+        )
     if isinstance(location, str) and "://" in location:
         from storage.object_store import ObjectPlace  # a run on disks need not load it
 

@@ -80,7 +80,9 @@ def read_root(place: Place, kind: str) -> Root:
         if is_ours != sound:
             raise ValueError("its checksum does not match")
         if is_ours:
-            files = {name: FileRecord(**record) for name, record in body["files"].items()}
+            files = {name: FileRecord.from_json(record) for name, record in body["files"].items()}
+            if not isinstance(body["spec"], dict):
+                raise ValueError("its specification is no object")
             if any(map(leads_out, files)):
                 raise ValueError("it names files outside the store")
             return Root(spec=body["spec"], files=files)

@@ -6,7 +6,9 @@ in one that exists.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from types import UnionType
+from typing import Any
 
 import numpy as np
 import zarr
@@ -17,6 +19,7 @@ from zarr.storage import MemoryStore
 
 from storage.errors import StoreError
 from storage.files import FileRecord, is_partial
+from storage.json_kinds import check_kinds
 from storage.metadata import has_metadata
 from storage.places import Location, Place, place
 from storage.root import NAME, Root, check_file, read_root, write_root
@@ -26,6 +29,16 @@ CHUNK_TOKENS = 2**14
 
 CHUNKS_PER_SHARD = 256
 """Chunks per file: a billion tokens are 240 files per array."""
+
+
+_KINDS: dict[str, type | UnionType] = {
+    "context": int,
+    "first_position": int,
+    "separator_id": int | None,
+    "special_ids": list,
+    "tokenizer": str,
+}
+"""Of the values of a specification."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +55,22 @@ class TokenSpec:
     """Token between documents; None where the tokenizer has none, and they follow one another."""
 
     special_ids: tuple[int, ...]
-    """BOS, EOS, padding and separator ids, sorted: dropped when activations are read."""
+    """Ids that stand for no text, sorted: dropped when activations are read."""
 
     tokenizer: str
     """Fingerprint of the tokenizer; another one makes other ids of the same text."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TokenSpec":
+        """The specification, of its JSON values.
+
+        Raises:
+            StoreError: If a key is missing or unknown, or a value of another kind.
+        """
+        check_kinds(data, _KINDS)
+        ids = {f"special_ids[{i}]": value for i, value in enumerate(data["special_ids"])}
+        check_kinds(ids, dict.fromkeys(ids, int))
+        return cls(**{**data, "special_ids": tuple(ids.values())})
 
 
 class TokenStore:
@@ -66,12 +91,7 @@ class TokenStore:
         """
         where = place(location)
         root = read_root(where, "token")
-        known = {field.name for field in fields(TokenSpec)}
-        if set(root.spec) != known:
-            raise StoreError(
-                f"{where} is not a token store (its specification has the keys {sorted(root.spec)}, "
-                f"and that of one has {sorted(known)}); give the folder of one"
-            )
+        spec = TokenSpec.from_json(root.spec)
         for name, record in root.files.items():  # zarr reads a file that is gone as zeros
             if where.size(name) != record.n_bytes:
                 raise StoreError(
@@ -79,8 +99,7 @@ class TokenStore:
                     "were written; `strata verify` names all damage of a run, and `strata harvest` "
                     "then packs the text again"
                 )
-        special_ids = tuple(root.spec["special_ids"])
-        return cls(where, TokenSpec(**{**root.spec, "special_ids": special_ids}), root)
+        return cls(where, spec, root)
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from storage.layout import StoreSpec
 from storage.places import Location, place
 from storage.root import NAME, Root, read_root
 from storage.shards import chunk_places, without_checksum
-from storage.tokens import CHUNKS_PER_SHARD
+from storage.tokens import CHUNKS_PER_SHARD, TokenSpec
 
 _DAMAGED, _ANOTHER = "its checksum does not match", "it is not the file that was written"
 
@@ -74,7 +74,7 @@ class Verification:
         self._checks: list[_Check] = []
         try:
             root = read_root(self.place, kind)
-            spec = StoreSpec.from_json(root.spec) if kind == "activation" else None
+            spec = (StoreSpec if kind == "activation" else TokenSpec).from_json(root.spec)
         except VersionError:
             raise
         except StoreError as error:
@@ -84,7 +84,7 @@ class Verification:
             self._found(NAME, None, "it is not what was written")
         for file, record in root.files.items():
             self._checks.append(_root_check(file, record))
-        if spec:
+        if isinstance(spec, StoreSpec):
             self._add_shards(root, spec, complete)
 
     @property

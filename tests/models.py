@@ -9,12 +9,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    BloomConfig,
     FalconConfig,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     OPTConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -44,6 +46,10 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "opt": OPTConfig(**_SIZES, ffn_dim=32, word_embed_proj_dim=D_MODEL),
     "falcon": FalconConfig(**_SIZES),  # sums its MLP and attention in place
     "bert": BertConfig(**_SIZES, intermediate_size=32),
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=D_MODEL, n_layer=N_LAYERS, n_head=2),
+    "mpt": MptConfig(
+        vocab_size=VOCABULARY, d_model=D_MODEL, n_layers=N_LAYERS, n_heads=2, max_seq_len=CONTEXT
+    ),
 }
 
 

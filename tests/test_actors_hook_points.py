@@ -36,24 +36,32 @@ from tests.models import (
 LAYERS = range(N_LAYERS)
 BLOCKS = {
     **dict.fromkeys(("gpt_neox", "llama", "qwen2", "mistral", "gemma2"), "layers.{layer}"),
-    **dict.fromkeys(("gpt2", "falcon"), "h.{layer}"),
+    **dict.fromkeys(("gpt2", "falcon", "bloom"), "h.{layer}"),
+    "mpt": "blocks.{layer}",
     "opt": "decoder.layers.{layer}",
     "bert": "encoder.layer.{layer}",
 }
 FINAL_NORM = {
     **dict.fromkeys(("llama", "qwen2", "mistral", "gemma2"), "norm"),
-    **dict.fromkeys(("gpt2", "falcon"), "ln_f"),
+    **dict.fromkeys(("gpt2", "falcon", "bloom"), "ln_f"),
+    "mpt": "norm_f",
     "gpt_neox": "final_layer_norm",
     "opt": "decoder.final_layer_norm",
 }
 PARTS = {
     "residual": dict.fromkeys(CONFIGS, ""),
-    "mlp": {**dict.fromkeys(CONFIGS, ".mlp"), "opt": ".fc2", "bert": ".output.dense"},
+    "mlp": {
+        **dict.fromkeys(CONFIGS, ".mlp"),
+        "opt": ".fc2",
+        "bert": ".output.dense",
+        "mpt": ".ffn",
+    },
     "attention": {
         **dict.fromkeys(CONFIGS, ".self_attn"),
         "gpt2": ".attn",
         "gpt_neox": ".attention",
-        "falcon": ".self_attention",
+        **dict.fromkeys(("falcon", "bloom"), ".self_attention"),
+        "mpt": ".attn",
         "bert": ".attention.output.dense",
     },
 }
@@ -119,9 +127,9 @@ def test_a_site_is_what_a_hook_made_by_hand_sees(folders, kind, site, ids):
         assert activations[layer].equal(expected[layer])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind != "gemma2"])
+@pytest.mark.parametrize("kind", [k for k in CAUSAL if k not in ("gemma2", "bloom", "mpt")])
 def test_attention_and_mlp_add_up_to_what_a_block_adds(folders, kind, ids):
-    """But for Gemma 2, which norms them first, and BERT, which norms the sum."""
+    """But for Gemma 2, which norms them first, BERT, which norms the sum, and those that have added it."""
     residual, attention, mlp = (
         LanguageModel(ModelSource(name=folders[kind], site=site)).activations(ids, LAYERS)
         for site in ("residual", "attention", "mlp")
@@ -241,7 +249,8 @@ def test_an_encoder_is_evaluated_without_cross_entropy(folders, tmp_path):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_attention_is_torchs_own_where_it_can_be(folders, kind):
     config = LanguageModel(ModelSource(name=folders[kind]))._model.config
-    assert config._attn_implementation == ("eager" if kind == "gemma2" else "sdpa")
+    own = kind in ("gemma2", "bloom", "mpt")  # caps the scores; ALiBi
+    assert config._attn_implementation == ("eager" if own else "sdpa")
 
 
 def test_a_model_spread_by_accelerate_gives_the_same(folders, ids):

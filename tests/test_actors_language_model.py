@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    MptConfig,
+)
 
 from actors.errors import InputError
 from actors.language_model import LanguageModel, ModelShape, describe
@@ -107,8 +115,27 @@ def test_an_edit_replaces_what_later_blocks_see(folder, ids):
 def test_shape_comes_from_the_configuration_alone(folder, tmp_path):
     shutil.copy(folder / "config.json", tmp_path)
     shape = describe(ModelSource(name=str(tmp_path)))
-    assert shape == ModelShape(n_layers=3, d_model=D_MODEL, context=CONTEXT, vocabulary=VOCABULARY)
+    assert shape == ModelShape(n_layers=3, d_model=D_MODEL, longest=CONTEXT, vocabulary=VOCABULARY)
     assert LanguageModel(ModelSource(name=str(folder))).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("config", "longest", "context"),
+    [
+        (LlamaConfig(max_position_embeddings=131_072), 131_072, 1024),
+        (GPT2Config(n_positions=512), 512, 512),
+        (MptConfig(max_seq_len=2048), 2048, 1024),
+        (BloomConfig(), None, 1024),  # ALiBi takes any
+    ],
+)
+def test_sequences_are_the_models_longest_but_not_so_long_that_a_shard_holds_few(
+    tmp_path, config, longest, context
+):
+    config.save_pretrained(tmp_path)
+    shape = describe(ModelSource(name=str(tmp_path)))
+    assert (shape.longest, shape.context) == (longest, context)
+    assert shape.takes(longest or 10**6)
+    assert longest is None or not shape.takes(longest + 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
@@ -165,9 +192,11 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path):
             describe(ModelSource(name=str(tmp_path)))
 
 
-def test_an_architecture_without_a_longest_sequence_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(InputError, match=r"mamba.* does not say its max_position_embeddings"):
+def test_an_encoder_with_a_decoder_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(
+        InputError, match=r"t5.* does not say its max_position.*give a decoder-only"
+    ):
         describe(ModelSource(name=str(tmp_path)))
 
 

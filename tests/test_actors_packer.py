@@ -3,6 +3,7 @@
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_without_special_tokens_documents_follow_one_another(bare: ModelSource, 
     Packer(bare, corpus_of(texts, tmp_path), 3).pack(tmp_path / "t", {"train": 2}, seed=0)
     store = TokenStore.open(tmp_path / "t")
     np.testing.assert_array_equal(store.ids("train", np.arange(2)).ravel(), stream[:6])
-    assert (store.spec.separator_id, store.first_position, store.special_ids) == (None, 0, ())
+    assert (store.spec.separator_id, store.first_position) == (None, 0)
 
 
 @pytest.mark.parametrize("template", ["", "<bos> $A", "<bos> $A <eos>"])
@@ -191,6 +192,34 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_split(
 
     assert content("a") == content("b")
     assert content("a") != content("c")
+
+
+@pytest.mark.parametrize(
+    ("roles", "dropped"),
+    [
+        ({}, {"<bos>", "<eos>", "<|turn|>", "<|header|>", "<mask>"}),
+        ({"pad_token": "<unk>"}, {"<bos>", "<eos>", "<|turn|>", "<|header|>", "<mask>", "<unk>"}),
+    ],
+)
+def test_all_that_stands_for_no_text_is_special(
+    tmp_path: Path, roles: dict[str, Any], dropped: set[str]
+):
+    """Named or only marked, as those of chat templates are; not `<unk>`, nor tokens that were added as text."""
+    tokenizer = byte_pairs()
+    tokenizer.add_special_tokens(["<|header|>", "<unk>"])
+    tokenizer.add_tokens(["<tool>"])
+    model = saved(
+        tokenizer,
+        tmp_path / "model",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        additional_special_tokens=["<|turn|>"],
+        **roles,
+    )
+    backend = load_tokenizer(model).backend_tokenizer
+    ids = Packer(model, corpus_of(["x"], tmp_path), 8).spec.special_ids
+    assert {backend.id_to_token(i) for i in ids} == dropped
+    assert list(ids) == sorted(ids)
 
 
 def test_the_specification_is_a_pure_function_of_the_tokenizer(

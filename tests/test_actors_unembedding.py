@@ -19,6 +19,8 @@ NORMS = {
     "gemma2": "model.norm",
     "opt": "model.decoder.final_layer_norm",
     "falcon": "transformer.ln_f",
+    "bloom": "transformer.ln_f",
+    "mpt": "transformer.norm_f",
 }
 
 

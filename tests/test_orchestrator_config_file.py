@@ -90,6 +90,27 @@ def test_a_fault_does_not_cause_others_that_only_follow_from_it(tmp_path: Path):
         ({"hygiene": {"drop_special_tokens": "yes"}}, "'yes' is not true or false", 1),
         ({"harvest": 5}, "harvest: 5 is not a section", 1),
         ({"harvest": {"tokens": 10**15}}, "less than or equal to 1000000000000", 1),
+        (
+            {"harvest": {"tokens": 1, "context": 131_072}},
+            "harvest.context: 131072 should be less than or equal to 65536",
+            1,
+        ),
+        (
+            {"harvest": {"tokens": 1, "shard_mib": float("inf")}},
+            "harvest.shard_mib: inf should be less than or equal to 1048576",
+            1,
+        ),
+        ({"seed": 2**64}, "seed: 18446744073709551616 should be less than", 1),
+        ({"seed": -(2**63) - 1}, "seed: -9223372036854775809 should be greater than", 1),
+        *(
+            ({"harvest": {"tokens": 1, "store": store}}, f"harvest.store: {store!r} {fault}", 1)
+            for store, fault in {
+                "": "is no folder and no URL of a bucket",
+                "s3:/bucket": "is no folder and no URL of a bucket",
+                "gs://bucket\0/x": "is no folder and no URL of a bucket",
+                "s3://bucket/../c": "leads out of its bucket",
+            }.items()
+        ),
         ({"sweep": {"d_sae": 64, "k": 4}}, "sweep.k: 4 is not a list; write [4]", 1),
         ({"sweep": {"d_sae": 64, "k": [-1, 0]}}, "sweep.k[0]: -1", 2),
         (

@@ -4,20 +4,25 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from actors.language_model import describe
+from actors.grouping import GroupConfig
+from actors.language_model import ModelShape, describe
 from orchestrator import config_file
-from orchestrator.config import RunConfig
+from orchestrator.config import FREE_SETTINGS, RunConfig
 from orchestrator.errors import UserError
+from orchestrator.planning import disk
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan, plan, refuse_what_cannot_fit
 from orchestrator.planning.rounding import int8_cost, told
+from orchestrator.run_directory import RunDirectory
 from storage.activations import ActivationStore
 from storage.places import place
 from storage.sizes import store_bytes
-from tests.runs import write_config
+from storage.tokens import TokenSpec, TokenWriter
+from tests.runs import harvested, write_config
 from tests.stores import filled_store, small_spec
 
 
@@ -56,6 +61,83 @@ def test_what_does_not_fit_is_refused_with_the_setting(cfg: RunConfig, change, s
     with pytest.raises(UserError, match=setting):
         refuse_what_cannot_fit(plan(large, describe(large.model)), large)
     refuse_what_cannot_fit(plan(cfg, describe(cfg.model)), cfg)
+
+
+def test_a_run_that_goes_on_needs_room_for_what_it_lacks_alone(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With groups by threshold: two are found, where there might be seven."""
+    config = harvested(finished[0], tmp_path, group={"threshold": 0.9})
+    cfg = config_file.load(config)
+    run, shape = RunDirectory.of(cfg), describe(cfg.model)
+    bounds = plan(dataclasses.replace(cfg, run_dir=tmp_path / "new"), shape)
+    assert (bounds.n_groups, bounds.n_groups_is_known) == (7, False)
+    assert bounds.left_bytes == bounds.disk_bytes
+
+    figures = plan(cfg, shape)
+    assert (figures.n_groups, figures.n_groups_is_known) == (2, True)
+    assert figures.left_bytes == {
+        **dict.fromkeys(("tokens", "pilot", "validation", "train"), 0),
+        "trials": figures.disk_bytes["trials"],
+    }
+    there = ActivationStore.open(run.train).spec
+    assert figures.specs["train"].groups == there.groups
+    commits = sorted((tmp_path / "runs" / "small" / "train.zarr" / "commits").iterdir())
+    weight = sum(file.stat().st_size for file in commits)
+    assert figures.arrays["train"]["commits"] == pytest.approx(weight, rel=0.02)
+    free = figures.disk_bytes["trials"]
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda _: free)
+    refuse_what_cannot_fit(figures, cfg)
+
+    commits[0].unlink()
+    left = plan(cfg, shape).left_bytes["train"]
+    assert left == pytest.approx(figures.disk_bytes["train"] / len(commits), abs=1)
+    with pytest.raises(UserError, match=r"more of disk \(trials") as refused:
+        refuse_what_cannot_fit(plan(cfg, shape), cfg)
+    named = set(
+        re.findall(r"[a-z]+\.[a-z_]+|run_dir", str(refused.value).replace(str(tmp_path), ""))
+    )
+    assert named <= {*FREE_SETTINGS}, "it names settings that may still change"
+    ended = run.trials / "g0-dense" / "result.json"
+    ended.parent.mkdir(parents=True)
+    ended.touch()
+    n_trials = figures.n_trials
+    assert plan(cfg, shape).left_bytes["trials"] == free * (n_trials - 1) // n_trials
+
+
+def test_the_last_layer_alone_is_a_group_more(cfg: RunConfig):
+    shape = describe(cfg.model)
+    for last_layer, n_groups in (("exclude", 2), ("grouped", 2), ("alone", 3)):
+        one = dataclasses.replace(cfg, group=dataclasses.replace(cfg.group, last_layer=last_layer))
+        figures = plan(one, shape)
+        assert figures.n_groups == n_groups
+        assert len(figures.specs["train"].layers) == shape.n_layers - (last_layer == "exclude")
+    with pytest.raises(UserError, match=r"has 0 to group .* set group\.last_layer: grouped"):
+        plan(dataclasses.replace(cfg, group=GroupConfig()), dataclasses.replace(shape, n_layers=1))
+
+
+@pytest.mark.parametrize("vocabulary", [100, 50_257])
+def test_tokens_weigh_what_is_foretold_at_most(tmp_path: Path, vocabulary: int):
+    """Of any length; words as frequent as they are in texts, and documents of a hundred of them."""
+    draw = np.random.default_rng(0)
+    for n, context in ((20, 8), (200, 64), (2000, 256)):
+        specs = {
+            name: small_spec(n_population=size, n_sequences=size, rows_per_sequence=context - 1)
+            for name, size in (("train", n), ("validation", n // 10))
+        }
+        folder = tmp_path / f"{n}"
+        settings = TokenSpec(
+            context=context, first_position=1, separator_id=0, special_ids=(0,), tokenizer="any"
+        )
+        writer = TokenWriter(folder, settings, {s: spec.n_population for s, spec in specs.items()})
+        for split, spec in specs.items():
+            of = (spec.n_population, context)
+            ids = np.minimum(draw.zipf(1.2, of), vocabulary - 1).astype(np.uint32)
+            documents = np.cumsum(draw.random(of) < 0.01).reshape(of).astype(np.uint32)
+            writer.append(split, ids, documents)
+        writer.seal()
+        shape = ModelShape(n_layers=3, d_model=6, longest=context, vocabulary=vocabulary)
+        assert disk.bytes_under(folder) <= disk.token_bytes(shape, context, specs)
 
 
 def test_a_store_elsewhere_needs_no_room_in_the_run_directory(cfg: RunConfig):

@@ -1,6 +1,7 @@
 """A run directory belongs to one configuration."""
 
 import dataclasses
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.sweeps.sweep_config import StopConfig
+from storage.errors import StoreError
+from storage.object_store import ObjectPlace
+from tests.object_server import use
 
 
 @pytest.fixture
@@ -126,6 +130,20 @@ def test_a_folder_with_other_files_is_not_taken_over(cfg: RunConfig):
     with pytest.raises(UserError, match="holds files but no run of strata"):
         RunDirectory.claim(cfg)
     assert [file.name for file in cfg.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_a_store_that_does_not_answer_is_given_up_soon_at_every_try(
+    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    hasty = property(lambda self: ObjectPlace(self.location, 0.5, 0.5))
+    monkeypatch.setattr(ObjectPlace, "hasty", hasty)
+    elsewhere = dataclasses.replace(cfg.harvest, store="s3://bucket/x")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        use(monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        for seed in (0, 0, 1):
+            with pytest.raises(StoreError, match=r"did not answer within 0\.5 s of trying"):
+                RunDirectory.claim(dataclasses.replace(cfg, harvest=elsewhere, seed=seed))
 
 
 def test_a_place_that_cannot_be_written_is_named(cfg: RunConfig, tmp_path: Path):

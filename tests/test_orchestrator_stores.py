@@ -34,7 +34,7 @@ def config(folder: Path, **harvest: object) -> RunConfig:
 
 def spec(cfg: RunConfig, name: str, d_model: int, groups: int = 0, **changes: int) -> StoreSpec:
     n_layers = max(4, groups)
-    shape = ModelShape(n_layers=n_layers, d_model=d_model, context=2048, vocabulary=300)
+    shape = ModelShape(n_layers=n_layers, d_model=d_model, longest=2048, vocabulary=300)
     layers = np.array_split(range(n_layers), groups) if groups else []
     return store_spec(
         *(cfg, shape, name),
@@ -70,6 +70,27 @@ def test_no_document_of_the_validation_slab_is_in_the_pilot_or_trained_on(tmp_pa
     assert not validation & pilot
     assert not validation & train
     assert pilot < train
+
+
+@pytest.mark.parametrize(
+    ("d_model", "context", "shard_mib", "sequences", "chunks"),
+    [
+        (768, 512, 128, 11, 16),
+        (4096, 1024, 128, 1, 16),  # a sequence is a chunk
+        (8192, 1024, 128, 1, 16),  # and from here on larger than chunk_mib
+        (4096, 8192, 128, 1, 8),
+        (4096, 8192, 16, 1, 1),
+        (4096, 8192, 1024, 1, 64),
+        (4096, 32_768, 128, 1, 2),
+        (16_384, 32_768, 128, 1, 1),  # larger than four times shard_mib
+    ],
+)
+def test_a_shard_grows_with_long_sequences_to_four_times_what_is_set(
+    tmp_path: Path, d_model: int, context: int, shard_mib: int, sequences: int, chunks: int
+):
+    cfg = config(tmp_path, tokens=10**8, shard_mib=shard_mib)
+    store = spec(cfg, "train", d_model, 1, context=context, first_position=0)
+    assert (store.sequences_per_chunk, store.chunks_per_shard) == (sequences, chunks)
 
 
 @pytest.mark.parametrize("groups", [1, 3, 7])

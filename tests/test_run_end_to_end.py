@@ -30,7 +30,7 @@ def test_the_summary_has_every_field_and_sound_figures(summary: dict[str, Any]):
     assert 0 < summary["amad"] < 0.5
     assert summary["n_trials"] == 4
     assert set(summary["stage_seconds"]) == {
-        *("pack", "harvest_pilot", "group", "harvest_train", "sweep", "evaluate")
+        *("pack", "harvest_pilot", "group", "harvest_train", "count_rows", "sweep", "evaluate")
     }
     assert [layer for g in summary["groups"] for layer in g["layers"]] == list(range(7))
     dense_fvu_of_nothing = 1.0
@@ -122,7 +122,7 @@ def test_a_finished_run_is_told_to_another_server_that_is_named_later(
     assert status == 0, output
     client = MlflowClient(uri)
     told = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert sorted(run.data.tags["kind"] for run in told) == ["run", *["stage"] * 6, *["trial"] * 4]
+    assert sorted(run.data.tags["kind"] for run in told) == ["run", *["stage"] * 7, *["trial"] * 4]
     assert all(run.data.metrics["peak_lr"] == 1e-3 for run in told if "k" in run.data.params)
 
 
@@ -144,7 +144,7 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     )
     assert {run.info.status for run in children} == {"FINISHED"}
     kinds = sorted(run.data.tags["kind"] for run in children)
-    assert kinds == ["stage"] * 6 + ["trial"] * 4
+    assert kinds == ["stage"] * 7 + ["trial"] * 4
     stages = {run.info.run_name: run for run in children if run.data.tags["kind"] == "stage"}
     assert {name: run.data.metrics["seconds"] for name, run in stages.items()} == (
         summary["stage_seconds"]

@@ -70,9 +70,8 @@ def told_once(run: Path, identity: dict[str, str]) -> None:
     )
     names = sorted(str(child.info.run_name) for child in children)
     trials = sorted(folder.name for folder in (run / "trials").iterdir())
-    assert names == sorted(
-        ["pack", "harvest_pilot", "group", "harvest_train", "sweep", "evaluate", *trials]
-    )
+    stages = ["pack", "harvest_pilot", "group", "harvest_train", "count_rows", "sweep", "evaluate"]
+    assert names == sorted([*stages, *trials])
     assert {child.info.status for child in (parent, *children)} == {"FINISHED"}
     for child in children:
         if child.info.run_name in trials:

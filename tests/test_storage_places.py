@@ -142,6 +142,10 @@ def test_parts_are_put_together_though_the_answer_is_lost(scheme, endpoint, monk
             "ftp:// is of no known kind; give a path, or a URL that begins with s3://",
         ),
         ("s3://", "names no bucket; give s3://BUCKET"),
+        ("s3://bucket/../x", "leads out of its bucket, .*; leave out the '..'"),
+        ("s3:/bucket/x", "is no folder and no URL of a bucket; give a folder, or s3://"),
+        ("gs://bucket\0/x", "is no folder and no URL of a bucket"),
+        ("", "is no folder and no URL of a bucket"),
         (f"s3://key:{SECRET}@bucket/x", "leave out everything else: credentials come from the env"),
         (
             f"az://container/x?sig={SECRET}",

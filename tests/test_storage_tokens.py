@@ -1,5 +1,6 @@
 """The token store: what is appended is read back, and a store is there whole or not at all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import root, tokens
+from storage.activations import ActivationStore
 from storage.errors import StoreError
+from storage.places import place
+from storage.root import read_root, write_root
 from storage.tokens import TokenSpec, TokenStore, TokenWriter
+from storage.verify import Verification
 
 
 def spec(context: int) -> TokenSpec:
@@ -88,6 +93,47 @@ def test_a_folder_that_is_no_token_store_is_refused(tmp_path: Path):
     (tmp_path / "zarr.json").write_text("{}")
     with pytest.raises(StoreError, match="is not a token store"):
         TokenStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("context", "x"), ("special_ids", None), ("special_ids", [1, "2"])),
+        *(("first_position", None), ("separator_id", "a"), ("tokenizer", 5), ("new", 1)),
+    ],
+)
+def test_a_token_store_whose_values_are_of_other_kinds_is_damage(
+    tmp_path: Path, key: str, value: object
+):
+    write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
+    where = place(tmp_path / "tokens.zarr")
+    there = read_root(where, "token")
+    write_root(where, replace(there, spec={**there.spec, key: value}))
+    with pytest.raises(StoreError, match="its file was edited or damaged"):
+        TokenStore.open(where)
+    assert [damage.file for damage in Verification(where, "token").damages] == ["zarr.json"]
+
+
+@pytest.mark.parametrize("kind", ["token", "activation"])
+@pytest.mark.parametrize(
+    ("spec", "n_bytes", "told"),
+    [
+        *((spec, 1, "its specification is no object") for spec in (None, [], "x", 7)),
+        *(({}, n_bytes, "is no number of bytes") for n_bytes in (None, "1", [1])),
+    ],
+)
+def test_a_root_of_values_of_other_kinds_is_damage(
+    tmp_path: Path, kind: str, spec: object, n_bytes: object, told: str
+):
+    where = place(tmp_path)
+    files = {"x": {"n_bytes": n_bytes, "xxh3": "0"}}
+    body = {"strata_format": root.FORMAT_VERSION, "spec": spec, "files": files}
+    metadata = root.group_metadata({**body, "crc32c": root._checksum(body)})
+    where.write(root.NAME, [metadata])
+    opened = TokenStore if kind == "token" else ActivationStore
+    with pytest.raises(StoreError, match=told):
+        opened.open(where)
+    assert [damage.file for damage in Verification(where, kind).damages] == ["zarr.json"]
 
 
 def test_another_format_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

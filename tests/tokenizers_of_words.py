@@ -57,14 +57,16 @@ def saved(
     cls: bool = False,
     special: bool = True,
     chat_template: str | None = None,
+    **roles: object,
 ) -> ModelSource:
-    """A model's folder with this tokenizer; `cls` names its special tokens as BERT does."""
+    """A model's folder with this tokenizer; `cls` names its special tokens as BERT does, `roles` others."""
     tokenizer.enable_truncation(4)  # what a tokenizer.json may well say, and must not be obeyed
     first, last = ("cls_token", "sep_token") if cls else ("bos_token", "eos_token")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=chat_template,
         **({first: "<bos>", last: "<eos>"} if special else {}),
+        **roles,
     ).save_pretrained(folder)
     GPTNeoXConfig().save_pretrained(folder)  # without one it is no model's folder
     return ModelSource(name=str(folder))

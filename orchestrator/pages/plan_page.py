@@ -5,9 +5,10 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.labels import duration, size
+from orchestrator.planning.disk import free_disk_bytes
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.memory import IMPORTED_BYTES
-from orchestrator.planning.plan import Plan, free_disk_bytes
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.rounding import told
 
 
@@ -34,7 +35,9 @@ def show(console: Console, figures: Plan) -> None:
         if figures.n_groups_is_known
         else " (the most there can be: the number of groups is known after the pilot)"
     )
-    lines = [f"disk:   {size(figures.local_disk_bytes)} of {size(free)} free{known}"]
+    left = sum(figures.left_bytes.values())
+    there = "" if left == figures.local_disk_bytes else " more"
+    lines = [f"disk:   {size(left)}{there} of {size(free)} free{known}"]
     if figures.local_disk_bytes < figures.total_disk_bytes:
         elsewhere = figures.total_disk_bytes - figures.local_disk_bytes
         lines.append(f"store:  {size(elsewhere)} in {figures.store}{known}")

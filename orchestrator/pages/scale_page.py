@@ -49,6 +49,7 @@ def lines(found: Scale) -> list[str]:
         f"stored: {size(found.stored_bytes)}",
         f"cost:   {number(sum(paid.values()))} dollars ({parts})",
         f"memory: a harvester has its model on {turns}; a trainer {fits}",
+        *(f"warning: {doubt}" for doubt in found.doubts),
     ]
 
 

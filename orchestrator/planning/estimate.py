@@ -90,15 +90,17 @@ def _largest(corners: Iterable[SaeConfig]) -> dict[str, SaeConfig]:
     return {encoder_label(encoder_settings(sae.encoder)): sae for sae in found.values()}
 
 
+def n_winners(cfg: RunConfig) -> int:
+    """Of a group, at most."""
+    if cfg.sweep.winner == "lowest_fvu_per_k":
+        return max(len(k.ends) for k, _ in cfg.sweep.kinds())
+    return 1
+
+
 def evaluated_tokens(cfg: RunConfig, figures: Plan, context: int) -> int:
     """Through the model for cross-entropy: each layer ablated in two ways, and with each winner of its group.
 
     Beside each winner the untouched model, for the divergence.
     """
-    winners = (
-        max(len(k.ends) for k, _ in cfg.sweep.kinds())
-        if cfg.sweep.winner == "lowest_fvu_per_k"
-        else 1
-    )
     sequences = min(cfg.evaluate.sequences, -(-figures.rows["validation"] // (context - 1)))
-    return figures.n_layers * (2 * winners + 2) * sequences * context
+    return figures.n_layers * (2 * n_winners(cfg) + 2) * sequences * context

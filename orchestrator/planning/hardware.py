@@ -8,6 +8,8 @@ class Hardware:
     """What machines and services are taken to do, and to cost. Prices are in US dollars."""
 
     gpus: int = 64
+    gpus_per_node: int = 8
+    """Nodes are alike; trials spread evenly over them, as Ray places them."""
 
     gpu_flops: float = 990e12
     """Of a GPU in bfloat16, multiply-adds being two (NVIDIA's figure for an H100 SXM, without sparsity)."""
@@ -23,8 +25,8 @@ class Hardware:
     """Of its memory, reached (3.35e12 by NVIDIA's figure)."""
 
     bucket_bytes_per_second: float = 1.4e9
-    """Between the bucket and the node, for each GPU: 16 requests at a time (`storage.reading`) of 90 MB/s, as S3's
-    guide to its performance has it, which an eighth of 100 Gbit/s can take."""
+    """Between the bucket and a process that reads or writes: 16 requests at a time (`storage.reading`) of 90 MB/s, as
+    S3's guide to its performance has it. With one for each of a node's eight GPUs, 100 Gbit/s can take it."""
 
     link_bytes_per_second: float = 3e11
     """Between the GPUs of a node, reached (450e9 each way by NVIDIA's figure)."""
@@ -37,7 +39,7 @@ class Hardware:
     """Of one prefix, as S3 states them before it divides a prefix."""
 
     request_seconds: float = 0.02
-    """That a small one takes, of which a process has several under way."""
+    """That a small one takes, of which a process may have several under way."""
 
     packed_tokens_per_second: float = 1e6
     """Of the one process that tokenizes."""

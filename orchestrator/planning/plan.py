@@ -1,6 +1,5 @@
 """What a run will need, before anything starts: disk, memory, rows and trials."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +10,15 @@ from actors.language_model import ModelShape, parameter_count
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.labels import size
-from orchestrator.planning import memory
+from orchestrator.planning import disk, memory
 from orchestrator.planning.memory import IMPORTED_BYTES, ActorMemory
+from orchestrator.run_directory import RunDirectory
+from orchestrator.stages.group_file import load_groups
 from orchestrator.stores import shards_within, store_spec
-from orchestrator.sweeps.candidates import candidates, corners, n_candidates
-from sae.config import SaeConfig
+from orchestrator.sweeps.candidates import n_candidates
 from storage.layout import StoreSpec
 from storage.places import place
 from storage.sizes import store_bytes
-
-_FLOAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class Plan:
     n_layers: int
 
     n_groups: int
-    """As configured, else the most there can be."""
+    """As found by the run, or as configured, else the most there can be."""
 
     n_groups_is_known: bool
 
@@ -52,6 +50,9 @@ class Plan:
 
     disk_bytes: dict[str, int]
     """Per store; the training store's for `n_groups`. Tokens are compressed, so theirs is a bound."""
+
+    left_bytes: dict[str, int]
+    """Of those that lie in the run directory, what is still to be written."""
 
     actors: dict[str, ActorMemory]
     """Peak memory of one harvester, grouper, trainer and evaluator."""
@@ -80,21 +81,23 @@ class Plan:
 
 
 def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
-    """The figures of a configuration, from the model's config file alone.
+    """The figures of a configuration, from the model's config file, and from what the run has written.
 
     Raises:
         UserError: If the context is longer than the model's or dropped whole, or the model has too
-            few layers, or the disk budget has no room for what readers need.
+            few layers, or the disk budget has no room for what readers need; or `groups.json` is damaged.
     """
-    context = cfg.harvest.context or shape.context
-    n_groups = _checked_groups(cfg, shape, context)
+    context, run = cfg.harvest.context or shape.context, RunDirectory.of(cfg)
+    groups, found = _checked_groups(cfg, shape, context), _found_groups(run, shape)
+    groups = found or groups
+    n_groups, is_known = len(groups), bool(found or cfg.group.n_groups)
     specs = {
         name: store_spec(
             *(cfg, shape, name),
             context=context,
             first_position=1,
             scales=dict.fromkeys(range(shape.n_layers), 1.0),
-            groups=tuple((layer,) for layer in range(n_groups)) if name == "train" else (),
+            groups=groups if name == "train" else (),
         )
         for name in ("pilot", "validation", "train")
     }
@@ -103,22 +106,24 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
     parameters = parameter_count(cfg.model)
     n_actors = _n_actors(cfg, specs, n_trials)
     n_trainers = n_actors["trainer"]
+    disk_bytes = {
+        "tokens": disk.token_bytes(shape, context, specs),
+        **{name: sum(sizes.values()) for name, sizes in arrays.items()},
+        **_within_budget(cfg, specs["train"], is_known),
+        "trials": sum(disk.trials_bytes(cfg, shape, group) for group in range(n_groups)),
+    }
     return Plan(
         run_dir=cfg.run_dir,
         store=str(cfg.run_dir if cfg.harvest.store is None else cfg.harvest.store),
         n_layers=shape.n_layers,
         n_groups=n_groups,
-        n_groups_is_known=cfg.group.n_groups is not None,
+        n_groups_is_known=is_known,
         n_parameters=parameters,
         specs=specs,
         rows={name: spec.n_rows for name, spec in specs.items()},
         arrays=arrays,
-        disk_bytes={
-            "tokens": _token_bytes(shape, context, specs),
-            **{name: sum(sizes.values()) for name, sizes in arrays.items()},
-            **_within_budget(cfg, specs["train"]),
-            "trials": sum(_trial_bytes(cfg, shape, group) for group in range(n_groups)),
-        },
+        disk_bytes=disk_bytes,
+        left_bytes=disk.left_bytes(run, disk_bytes, specs, n_trials),
         actors={
             "harvester": memory.harvester(cfg, shape, parameters, specs),
             "grouper": memory.grouper(specs["pilot"]),
@@ -132,7 +137,7 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
     )
 
 
-def _within_budget(cfg: RunConfig, spec: StoreSpec) -> dict[str, int]:
+def _within_budget(cfg: RunConfig, spec: StoreSpec, is_known: bool) -> dict[str, int]:
     """Bytes of the training store where a budget bounds them.
 
     Whether the budget is enough is checked where the groups are known; else before the train harvest.
@@ -140,52 +145,40 @@ def _within_budget(cfg: RunConfig, spec: StoreSpec) -> dict[str, int]:
     budget = cfg.harvest.budget_bytes
     if budget is None or spec.n_bytes <= budget:
         return {}
-    if cfg.group.n_groups is not None:
+    if is_known:
         shards_within(cfg, spec)
     return {"train": budget}
 
 
-def _checked_groups(cfg: RunConfig, shape: ModelShape, context: int) -> int:
-    if context > shape.context:
+def _found_groups(run: RunDirectory, shape: ModelShape) -> tuple[tuple[int, ...], ...]:
+    """Those of the run, if it has come so far; none where they are of another model."""
+    if not run.groups.is_file():
+        return ()
+    found = load_groups(run).partition
+    return found if all(layer < shape.n_layers for group in found for layer in group) else ()
+
+
+def _checked_groups(cfg: RunConfig, shape: ModelShape, context: int) -> tuple[tuple[int, ...], ...]:
+    """As many as there can be, the layers shared out among them."""
+    if not shape.takes(context):
         raise UserError(
-            f"harvest.context: {context} is beyond the {shape.context} positions of {cfg.model.name}; "
-            f"set it to {shape.context} or less"
+            f"harvest.context: {context} is beyond the {shape.longest} positions of {cfg.model.name}; "
+            f"set it to {shape.longest} or less"
         )
     if cfg.hygiene.drop_first_positions >= context:
         raise UserError(
             f"hygiene.drop_first_positions: {cfg.hygiene.drop_first_positions} drops every position of "
             f"a context of {context} tokens; lower it"
         )
-    n_groupable = shape.n_layers - (cfg.group.last_layer == "exclude")
-    n_groups = cfg.group.n_groups or n_groupable
-    if n_groups > n_groupable:
+    n_grouped = shape.n_layers - (cfg.group.last_layer != "grouped")
+    n_groups = cfg.group.n_groups or max(1, n_grouped)
+    if n_groups > n_grouped:
         raise UserError(
             f"group.n_groups: {n_groups} groups need as many layers, and {cfg.model.name} has "
-            f"{n_groupable} to group (last_layer: {cfg.group.last_layer}); lower it"
+            f"{n_grouped} to group (last_layer: {cfg.group.last_layer}); lower it, or set group.last_layer: grouped"
         )
-    return n_groups
-
-
-def _token_bytes(shape: ModelShape, context: int, specs: dict[str, StoreSpec]) -> int:
-    """Of the packed tokens: ids as compression leaves them at most; documents nearly vanish."""
-    n_tokens = context * sum(specs[name].n_population for name in ("train", "validation"))
-    return n_tokens * (shape.vocabulary - 1).bit_length() // 8
-
-
-def _trial_bytes(cfg: RunConfig, shape: ModelShape, group: int) -> int:
-    """Of the trials of one group.
-
-    What Optuna will suggest is not known: each of its trials is taken to be the largest there can be.
-    """
-    known = [trial_bytes(found.sae) for found in candidates(cfg, group, shape.d_model)]
-    if cfg.sweep.search.method == "optuna":
-        return n_candidates(cfg, group) * max(map(trial_bytes, corners(cfg, shape.d_model, group)))
-    return sum(known)
-
-
-def trial_bytes(sae: SaeConfig) -> int:
-    """Bytes that a trial writes: weights twice, two moments, a counter per latent."""
-    return sae.n_parameters * 4 * _FLOAT + sae.d_sae * 8
+    groups = tuple(tuple(range(group, n_grouped, n_groups)) for group in range(n_groups))
+    return (*groups, (n_grouped,)) if cfg.group.last_layer == "alone" else groups
 
 
 def _n_actors(cfg: RunConfig, specs: dict[str, StoreSpec], n_trials: int) -> dict[str, int]:
@@ -214,16 +207,8 @@ def refuse_what_cannot_fit(figures: Plan, cfg: RunConfig) -> None:
         UserError: If the disk has no room for what is written, memory none for the actors, or one of
             them asks for more GPUs than there are.
     """
-    free = free_disk_bytes(figures.run_dir)
-    there = bytes_under(figures.run_dir)
-    if figures.local_disk_bytes > free + there:
-        parts = ", ".join(f"{name} {size(n)}" for name, n in figures.disk_bytes.items())
-        bound = "" if figures.n_groups_is_known else f" at most, with {figures.n_groups} groups"
-        raise UserError(
-            f"the plan needs {size(figures.local_disk_bytes)} of disk{bound} ({parts}), and "
-            f"{figures.run_dir} has {size(free + there)}; lower harvest.tokens, set "
-            "group.n_groups, or move run_dir to a larger disk"
-        )
+    bound = "" if figures.n_groups_is_known else f" at most, with {figures.n_groups} groups"
+    disk.refuse_full_disk(cfg, figures.left_bytes, bound)
     if cfg.compute.address is None:
         _refuse_gpus(cfg, torch.cuda.device_count())
         _refuse_memory(figures, psutil.virtual_memory().available)
@@ -262,15 +247,3 @@ def _refuse_memory(figures: Plan, available: int) -> None:
                 f"{n} {kind}s need {size(n * each + beside)} of memory ({size(each)} each{more}), and "
                 f"this machine has {size(available)} to give; lower {_LOWER[kind]}"
             )
-
-
-def free_disk_bytes(path: Path) -> int:
-    """Free space where `path` is or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def bytes_under(path: Path) -> int:
-    """What the run has written already: it need not be written again."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

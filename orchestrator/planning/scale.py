@@ -11,10 +11,11 @@ from typing import Any
 from actors.language_model import ModelShape
 from actors.model_flops import forward_flops_per_token
 from orchestrator.config import RunConfig
-from orchestrator.planning import stage_load
+from orchestrator.planning import at_work, stage_load
 from orchestrator.planning.hardware import Hardware
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_load import HOUR, StageLoad
+from orchestrator.planning.sweep_load import sweep
 
 MONTH_HOURS = 730.0
 
@@ -33,6 +34,9 @@ class Scale:
     """Whether the largest trainer's memory is one GPU's."""
 
     stored_bytes: int
+
+    doubts: tuple[str, ...]
+    """What a run with these settings would not do on that cluster."""
 
     @property
     def hours(self) -> float:
@@ -77,23 +81,25 @@ def scale(
     harvester = figures.actors["harvester"]
     model_bytes = harvester.device or harvester.host
     turns = math.ceil(model_bytes / hardware.gpu_memory_bytes)
-    model_rate = hardware.gpu_flops * hardware.model_utilisation / turns * hardware.gpus
+    actors = at_work.actors(cfg.compute, hardware, turns)
+    token_seconds = flops / (hardware.gpu_flops * hardware.model_utilisation)
+    cluster = (figures, hardware, actors)
     trainer = figures.actors["trainer"]
     return Scale(
         hardware=hardware,
         stages=(
             stage_load.pack(figures, hardware),
-            stage_load.harvest(
-                "harvest pilot", ("pilot", "validation"), figures, hardware, flops / model_rate
-            ),
-            stage_load.group(cfg, figures, hardware),
-            stage_load.harvest("harvest train", ("train",), figures, hardware, flops / model_rate),
-            stage_load.sweep(cfg, shape, figures, hardware),
-            stage_load.evaluate(cfg, shape, figures, hardware, flops / model_rate),
+            stage_load.harvest("harvest pilot", ("pilot", "validation"), *cluster, token_seconds),
+            stage_load.group(cfg, *cluster),
+            stage_load.harvest("harvest train", ("train",), *cluster, token_seconds),
+            stage_load.count_rows(*cluster),
+            sweep(cfg, shape, figures, hardware),
+            stage_load.evaluate(cfg, shape, *cluster, token_seconds),
         ),
         gpus_per_harvester=turns,
         trainer_fits=(trainer.device or trainer.host) <= hardware.gpu_memory_bytes,
         stored_bytes=figures.total_disk_bytes,
+        doubts=tuple(at_work.doubts(cfg, hardware, actors)),
     )
 
 

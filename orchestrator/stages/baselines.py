@@ -10,7 +10,8 @@ from typing import Any
 
 from actors.trial import Trial
 from orchestrator.errors import UserError
-from orchestrator.planning.plan import bytes_under, free_disk_bytes, size, trial_bytes
+from orchestrator.labels import size
+from orchestrator.planning.disk import bytes_under, free_disk_bytes, trial_bytes
 from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.session import Session

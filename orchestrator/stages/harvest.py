@@ -12,7 +12,7 @@ import numpy as np
 
 from actors.harvester import Harvester
 from actors.packer import Packer
-from actors.row_counts import count_rows
+from actors.row_counts import RowCounter, added, counting_jobs
 from orchestrator.planning.rounding import int8_cost, told
 from orchestrator.pool import Pool
 from orchestrator.progress import Figures
@@ -82,7 +82,7 @@ def harvest_train(
     With `harvest.disk_budget` too small for all of it, it is only made, and filled beside the sweep.
     """
     if _filled(session, tokens, "train", groups, pool):
-        count(session, row_filter)
+        count(session, row_filter, pool)
 
 
 def harvest_baselines(
@@ -123,12 +123,24 @@ def _scales_of(store: Place) -> dict[int, float]:
     return dict(zip(spec.layers, spec.scales, strict=True))
 
 
-def count(session: Session, row_filter: RowFilter) -> None:
+def count(session: Session, row_filter: RowFilter, pool: Pool) -> None:
     """Say, once, how many rows of the training store are fit."""
-    if not session.run.rows.is_file():
-        counts = count_rows(session.run.train, row_filter)
-        _tell_rows(session, counts)
-        write_json(session.run.rows, counts)
+    run = session.run
+    if run.rows.is_file():
+        return
+    jobs, parts = counting_jobs(run.train), []
+    with session.stage("count_rows", sum(map(len, jobs)), "shards") as progress:
+        found = pool.work(
+            *(RowCounter, (run.train, row_filter), "count", jobs),
+            n_actors=session.cfg.compute.harvesters,
+        )
+        for shards, part in found:
+            parts.append(part)
+            progress.figures.queues = pool.queues
+            progress.advance(len(shards))
+    counts = added(parts)
+    _tell_rows(session, counts)
+    write_json(run.rows, counts)
 
 
 def _tell_rows(session: Session, counts: dict[str, dict[str, int]]) -> None:
@@ -140,6 +152,7 @@ def _tell_rows(session: Session, counts: dict[str, dict[str, int]]) -> None:
         f"hygiene   {used:,} of {stored:,} rows are used; dropped {1 - used / stored:.2%}: {reasons}"
     )
     metrics = {f"dropped_{reason}": float(n) for reason, n in total.items()}
+    session.tracker.stage("count_rows", params={}, metrics={})
     session.tracker.metrics({"rows_stored": float(stored), "rows_used": float(used), **metrics})
 
 

@@ -1,0 +1,124 @@
+"""Disk that a run takes, what of it is written already, and whether the rest has room."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import disk_usage
+
+from actors.language_model import ModelShape
+from orchestrator.config import RunConfig
+from orchestrator.errors import UserError
+from orchestrator.labels import size
+from orchestrator.planning import requests
+from orchestrator.run_directory import RunDirectory
+from orchestrator.sweeps.candidates import candidates, corners, n_candidates
+from sae.config import SaeConfig
+from storage.commits import CommitLog
+from storage.layout import StoreSpec
+from storage.metadata import has_metadata
+from storage.places import Place
+from storage.shards import CHECKSUM_BYTES, INDEX_ENTRY_BYTES
+from storage.sizes import store_bytes
+from storage.tokens import CHUNKS_PER_SHARD
+
+_FLOAT = 4
+
+_TOKEN_METADATA_BYTES = 8192
+"""Of all `zarr.json` of packed tokens, but for what the root says of each file."""
+
+_TOKEN_RECORD_BYTES = 100
+"""Which is that."""
+
+
+def token_bytes(shape: ModelShape, context: int, specs: Mapping[str, StoreSpec]) -> int:
+    """Of the packed tokens, at most: ids as they are compressed, and a bit each for where documents end."""
+    populations = [specs[name].n_population for name in ("train", "validation")]
+    n_tokens = context * sum(populations)
+    n_files = 2 * sum(requests.token_files(n, context) for n in populations)
+    each = CHUNKS_PER_SHARD * INDEX_ENTRY_BYTES + CHECKSUM_BYTES + _TOKEN_RECORD_BYTES
+    compressed = n_tokens * ((shape.vocabulary - 1).bit_length() + 1) // 8
+    return compressed + n_files * each + _TOKEN_METADATA_BYTES
+
+
+def trials_bytes(cfg: RunConfig, shape: ModelShape, group: int) -> int:
+    """Of the trials of one group.
+
+    What Optuna will suggest is not known: each of its trials is taken to be the largest there can be.
+    """
+    known = [trial_bytes(found.sae) for found in candidates(cfg, group, shape.d_model)]
+    if cfg.sweep.search.method == "optuna":
+        return n_candidates(cfg, group) * max(map(trial_bytes, corners(cfg, shape.d_model, group)))
+    return sum(known)
+
+
+def trial_bytes(sae: SaeConfig) -> int:
+    """Bytes that a trial writes: weights twice, two moments, a counter per latent."""
+    return sae.n_parameters * 4 * _FLOAT + sae.d_sae * 8
+
+
+def left_bytes(
+    run: RunDirectory, planned: Mapping[str, int], specs: Mapping[str, StoreSpec], n_trials: int
+) -> dict[str, int]:
+    """Of what is planned in the run directory, what is still to be written: nothing of what is there and whole.
+
+    Args:
+        run: Where.
+        planned: Bytes by store, and of the `trials`.
+        specs: Of the activation stores.
+        n_trials: How many there will be.
+    """
+    n_done = sum(1 for _ in run.trials.glob("*/result.json"))
+    left = {"trials": planned["trials"] * max(0, n_trials - n_done) // n_trials}
+    if run.store.folder is not None:
+        left["tokens"] = 0 if has_metadata(run.tokens) else planned["tokens"]
+        for name, store in (
+            ("pilot", run.pilot),
+            ("validation", run.validation),
+            ("train", run.train),
+        ):
+            left[name] = max(0, planned[name] - _there(store, specs[name]))
+    return left
+
+
+def _there(store: Place, spec: StoreSpec) -> int:
+    """Bytes, as planned, of the shards that are written and not released."""
+    commits = CommitLog(store, spec.digest)
+    n_shards = len(set(commits.shards()) - set(commits.released()))
+    return sum(store_bytes(spec).values()) * n_shards // spec.n_shards
+
+
+def refuse_full_disk(cfg: RunConfig, left: Mapping[str, int], bound: str) -> None:
+    """Compare what is still to be written with the room for it.
+
+    Args:
+        cfg: Of the run.
+        left: As `left_bytes` gives it.
+        bound: What is said where it may be less.
+
+    Raises:
+        UserError: If there is too little.
+    """
+    needed, free = sum(left.values()), free_disk_bytes(cfg.run_dir)
+    if needed <= free:
+        return
+    settings = []
+    if "train" in left and left["tokens"]:
+        settings = ["lower harvest.tokens", *(["set group.n_groups"] if bound else [])]
+    elif "train" in left:  # the run belongs to the others
+        settings = ["set harvest.disk_budget, which may change (--set harvest.disk_budget=10GB)"]
+    parts = ", ".join(f"{name} {size(n)}" for name, n in left.items())
+    raise UserError(
+        f"the plan needs {size(needed)} more of disk{bound} ({parts}), and {cfg.run_dir} has {size(free)}; "
+        + ", ".join([*settings, "free as much, or move run_dir to a larger disk"])
+    )
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free space where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return disk_usage(path).free
+
+
+def bytes_under(path: Path) -> int:
+    """What is written there already."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
