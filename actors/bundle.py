@@ -62,10 +62,11 @@ class Bundle:
             except InputError as error:
                 if len(trials) == 1:
                     raise
-                self.failures[trial.id] = error
+                # Its traceback would hold the half-made autoencoder.
+                self.failures[trial.id] = InputError(str(error))
         for _ in self.failures:
             self._feed.leave()
-        self._clock = SaveClock(trials, ranks)
+        self._clock = SaveClock([member.trial for member in self._members], ranks)
         self._counted_from = Spent()
 
     @property
@@ -91,7 +92,7 @@ class Bundle:
             step = min(member.step for member in moving)
             if step > first and self._clock.is_due():
                 self._count()
-                self._save(moving)
+                self._save(self._members)
                 self._start_counting()
             for member in moving:
                 if member.step == step and not self._train(member):

@@ -27,9 +27,9 @@ class SaveClock:
     def is_due(self) -> bool:
         """Whether checkpoints are to be written now, as the first rank sees it."""
         now = time.monotonic()
-        interval = max(self._trials[0].checkpoint_seconds, self._cost / _MOST_SPENT)
-        due = now - self._saved_at >= interval or self._is_asked(now)
-        return bool(self._ranks.of_first(due))
+        wanted = min((trial.checkpoint_seconds for trial in self._trials), default=0.0)
+        passed = now - self._saved_at >= max(wanted, self._cost / _MOST_SPENT)
+        return bool(self._ranks.of_first(passed or self._is_asked(now)))
 
     @contextmanager
     def saving(self) -> Iterator[None]:

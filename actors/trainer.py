@@ -107,6 +107,8 @@ class Trainer:
         """On them."""
         self._n_rows = 0
         """That they have seen."""
+        self._goes_on = False
+        """Whether some of them were taken here, and not before a restart alone."""
         trial.folder.mkdir(parents=True, exist_ok=True)
         if ranks.of_first((trial.folder / "fit.safetensors").is_file()):
             self._resume()
@@ -142,6 +144,7 @@ class Trainer:
                 self.trial.stop_at(self.step, diverged=True)
             return False
         self._n_rows += given.n_rows
+        self._goes_on = True
         self.cursor = given.following
         return True
 
@@ -158,10 +161,10 @@ class Trainer:
             batch, lower is better), `l0`, `dead_fraction`, `loss`, `auxk_loss`, `grad_norm`, `lr`,
             `tokens_per_second`, `data_wait_fraction` (of the time spent). None before the first.
         """
-        if self._newest is not None:
+        if self._newest is not None and (self._goes_on or self.finished):
             since = self._since
             self._record(self._newest, self._n_rows / since.seconds, since.waited / since.seconds)
-            self._newest, self._since, self._n_rows = None, Spent(), 0
+            self._newest, self._since, self._n_rows, self._goes_on = None, Spent(), 0, False
         return self._rows[-1] if self._rows else None
 
     def save(self) -> None:
@@ -246,8 +249,8 @@ class Trainer:
         # Without the curve, which somebody may have deleted, training goes on as well.
         noted = [row for row in self.trial.rows if row["step"] <= self.step]
         self._rows = noted or state.get("newest", [])
-        unreported = state.get("unreported")
-        if unreported and self.finished:  # it was given up between two reports
+        if state.get("unreported"):  # it was saved between two reports
+            unreported = state["unreported"]
             self._newest, self._n_rows = StepReport(**unreported["step"]), unreported["n_rows"]
             self._since = Spent(**unreported["since"])
         elif self.step and not self._rows and "newest" not in state:  # of an older version

@@ -12,7 +12,7 @@ import torch
 
 from actors.trial import Trial
 from orchestrator.sweeps.rank_process import Workplace
-from orchestrator.sweeps.tune_trial import REPORTS_PER_TRIAL, TuneTrial
+from orchestrator.sweeps.tune_trial import TuneTrial, reports
 from storage.activations import ActivationStore
 from storage.encoding import EncodedRows
 from storage.files import write_file
@@ -118,7 +118,7 @@ class SleepingTrial(TuneTrial):
         workplace.storage.check()
         [trial] = config["trials"]
         beside = trial.folder.parent
-        self._stride = math.ceil(trial.n_steps / REPORTS_PER_TRIAL)
+        self._stride = math.ceil(trial.n_steps / reports(trial.n_steps))
         self._bundle = SleepingBundle(trial, float((beside / "seconds").read_text()))  # pyright: ignore
         self._continues = False
         meet(beside)

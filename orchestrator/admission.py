@@ -7,10 +7,17 @@ node that joins, whether or not Strata is installed there.
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import InputError
@@ -49,6 +56,7 @@ class Admission:
     """Of the model's folder, as the driver sees it; None for a model of the Hub, which nodes fetch themselves."""
 
     _asked: set[str] = field(default_factory=set)
+    _lock: Any = field(default_factory=Lock)
     _pending: dict["ray.ObjectRef[str | None]", tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -73,8 +81,9 @@ class Admission:
 
     def refused(self, nodes: list[Mapping[str, Any]]) -> list[Refusal]:
         """Ask those of Ray's nodes that have joined; those that have answered meanwhile, and can't work."""
-        self._ask(nodes)
-        return self._answers(0.0)
+        with self._lock:  # a ring's harvest looks for room beside the sweep
+            self._ask(nodes)
+            return self._answers(0.0)
 
     def _ask(self, nodes: list[Mapping[str, Any]]) -> None:
         ask = ray.remote(num_cpus=0, max_retries=0)(_fault)
@@ -109,7 +118,7 @@ def _fault(storage: SharedStorage, model: ModelSource, expected: str | None) -> 
         found = weights(model) if expected is not None else None
     except UserError as error:
         return str(error)
-    except (InputError, StoreError) as error:
+    except (InputError, StoreError, OSError) as error:
         return f"node {node}: {error}"
     if found == expected:
         return None
@@ -124,7 +133,7 @@ def _told(answer: "ray.ObjectRef[str | None]", host: str) -> str | None:
     """What a node says is wrong; None also if it is gone, as the run can do without it."""
     try:
         return ray.get(answer)
-    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError, OutOfMemoryError):
         return None
     except RayError as error:  # nothing of Strata has begun there
         reason = redacted(str(error)).strip().splitlines()[-1]

@@ -84,7 +84,11 @@ class ActivationStore:
         """
         where = place(location)
         root = read_root(where, "activation")
-        return cls(where, StoreSpec.from_json(root.spec), root, memory_map, shared)
+        try:
+            spec = StoreSpec.from_json(root.spec)
+        except StoreError as error:
+            raise StoreError(f"{where}: {error}") from None
+        return cls(where, spec, root, memory_map, shared)
 
     @property
     def in_place(self) -> bool:

@@ -91,7 +91,10 @@ class TokenStore:
         """
         where = place(location)
         root = read_root(where, "token")
-        spec = TokenSpec.from_json(root.spec)
+        try:
+            spec = TokenSpec.from_json(root.spec)
+        except StoreError as error:
+            raise StoreError(f"{where}: {error}") from None
         for name, record in root.files.items():  # zarr reads a file that is gone as zeros
             if where.size(name) != record.n_bytes:
                 raise StoreError(

@@ -105,6 +105,27 @@ def test_a_run_that_goes_on_needs_room_for_what_it_lacks_alone(
     assert plan(cfg, shape).left_bytes["trials"] == free * (n_trials - 1) // n_trials
 
 
+@pytest.mark.skipif(
+    not Path("/dev/shm").is_dir(), reason="needs a second file system: /dev/shm, as Linux has it"
+)
+def test_a_store_on_another_disk_needs_its_room_there(
+    cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, store = tmp_path / "run", Path("/dev/shm/strata-no-such-store")
+    harvest = dataclasses.replace(cfg.harvest, store=str(store))
+    elsewhere = dataclasses.replace(cfg, run_dir=run, harvest=harvest)
+    figures = plan(elsewhere, describe(cfg.model))
+    trials = figures.left_bytes["trials"]
+    rooms = {run: trials, store: sum(figures.left_bytes.values()) - trials}
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda path: rooms[path])
+    refuse_what_cannot_fit(figures, elsewhere)
+    for folder, setting in ((run, "run_dir"), (store, "harvest.store")):
+        rooms[folder] -= 1
+        with pytest.raises(UserError, match=f"and {folder} has .* move {setting} to a larger disk"):
+            refuse_what_cannot_fit(figures, elsewhere)
+        rooms[folder] += 1
+
+
 def test_the_last_layer_alone_is_a_group_more(cfg: RunConfig):
     shape = describe(cfg.model)
     for last_layer, n_groups in (("exclude", 2), ("grouped", 2), ("alone", 3)):

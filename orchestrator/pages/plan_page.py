@@ -5,11 +5,12 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.labels import duration, size
-from orchestrator.planning.disk import free_disk_bytes
+from orchestrator.planning.disk import by_disk, free_disk_bytes
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.memory import IMPORTED_BYTES
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.rounding import told
+from storage.places import place
 
 
 def show(console: Console, figures: Plan) -> None:
@@ -29,15 +30,18 @@ def show(console: Console, figures: Plan) -> None:
             table.add_row(f"  {part}", "", size(n_bytes))
     table.add_row("trials", f"{figures.n_trials} trials", _of(figures, "trials"))
     console.print(table)
-    free = free_disk_bytes(figures.run_dir)
     known = (
         ""
         if figures.n_groups_is_known
         else " (the most there can be: the number of groups is known after the pilot)"
     )
-    left = sum(figures.left_bytes.values())
-    there = "" if left == figures.local_disk_bytes else " more"
-    lines = [f"disk:   {size(left)}{there} of {size(free)} free{known}"]
+    there = "" if sum(figures.left_bytes.values()) == figures.local_disk_bytes else " more"
+    disks = by_disk(figures.run_dir, place(figures.store), figures.left_bytes)
+    lines = [
+        f"disk:   {size(sum(parts.values()))}{there} of {size(free_disk_bytes(folder))} free"
+        f"{known if 'train' in parts else ''}{f' in {folder}' if len(disks) > 1 else ''}"
+        for _, folder, parts in disks
+    ]
     if figures.local_disk_bytes < figures.total_disk_bytes:
         elsewhere = figures.total_disk_bytes - figures.local_disk_bytes
         lines.append(f"store:  {size(elsewhere)} in {figures.store}{known}")

@@ -95,9 +95,9 @@ def doubts(cfg: RunConfig, hardware: Hardware, harvesters: Actors) -> Iterator[s
     if not compute.gpus_per_actor:
         yield (
             "compute.gpus_per_actor: 0 computes on the CPU, and the table is of actors with "
-            f"{harvesters.given:g}; set it to {harvesters.given:g}, or a run uses no GPU"
+            f"{harvesters.given:g}; set it to {harvesters.given:g}, or no harvester uses a GPU"
         )
-    elif not trainer:
+    if not trainer and compute.gpus_per_trial is not None:
         yield (
             "compute.gpus_per_trial: 0 trains on the CPU, and the table is of trials with a GPU each; leave it "
             "out or set it to 1"

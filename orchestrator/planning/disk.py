@@ -86,6 +86,17 @@ def _there(store: Place, spec: StoreSpec) -> int:
     return sum(store_bytes(spec).values()) * n_shards // spec.n_shards
 
 
+def by_disk(
+    run_dir: Path, store: Place, left: Mapping[str, int]
+) -> list[tuple[str, Path, dict[str, int]]]:
+    """What is still to be written on disks, as `left_bytes` gives it: the setting that names each, where, and what."""
+    folder = store.folder
+    if folder is None or _disk(folder) == _disk(run_dir):
+        return [("run_dir", run_dir, dict(left))]
+    stores = {name: n for name, n in left.items() if name != "trials"}
+    return [("run_dir", run_dir, {"trials": left["trials"]}), ("harvest.store", folder, stores)]
+
+
 def refuse_full_disk(cfg: RunConfig, left: Mapping[str, int], bound: str) -> None:
     """Compare what is still to be written with the room for it.
 
@@ -97,26 +108,37 @@ def refuse_full_disk(cfg: RunConfig, left: Mapping[str, int], bound: str) -> Non
     Raises:
         UserError: If there is too little.
     """
-    needed, free = sum(left.values()), free_disk_bytes(cfg.run_dir)
-    if needed <= free:
-        return
-    settings = []
-    if "train" in left and left["tokens"]:
-        settings = ["lower harvest.tokens", *(["set group.n_groups"] if bound else [])]
-    elif "train" in left:  # the run belongs to the others
-        settings = ["set harvest.disk_budget, which may change (--set harvest.disk_budget=10GB)"]
-    parts = ", ".join(f"{name} {size(n)}" for name, n in left.items())
-    raise UserError(
-        f"the plan needs {size(needed)} more of disk{bound} ({parts}), and {cfg.run_dir} has {size(free)}; "
-        + ", ".join([*settings, "free as much, or move run_dir to a larger disk"])
-    )
+    for setting, folder, parts in by_disk(cfg.run_dir, RunDirectory.of(cfg).store, left):
+        needed, free = sum(parts.values()), free_disk_bytes(folder)
+        if needed <= free:
+            continue
+        settings = []
+        if "train" in parts and left["tokens"]:
+            settings = ["lower harvest.tokens", *(["set group.n_groups"] if bound else [])]
+        elif "train" in parts:  # the run belongs to the others
+            settings = [
+                "set harvest.disk_budget, which may change (--set harvest.disk_budget=10GB)"
+            ]
+        told = ", ".join(f"{name} {size(n)}" for name, n in parts.items())
+        raise UserError(
+            f"the plan needs {size(needed)} more of disk{bound} ({told}), and {folder} has {size(free)}; "
+            + ", ".join([*settings, f"free as much, or move {setting} to a larger disk"])
+        )
 
 
 def free_disk_bytes(path: Path) -> int:
     """Free space where `path` is or will be."""
+    return disk_usage(_existing(path)).free
+
+
+def _disk(path: Path) -> int:
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
-    return disk_usage(path).free
+    return path
 
 
 def bytes_under(path: Path) -> int:

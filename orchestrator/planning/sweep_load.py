@@ -9,7 +9,7 @@ from orchestrator.planning.hardware import Hardware
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_load import StageLoad, samples
 from orchestrator.sweeps.candidates import candidates, corners, n_candidates
-from orchestrator.sweeps.tune_trial import REPORTS_PER_TRIAL
+from orchestrator.sweeps.tune_trial import reports
 from sae.config import SaeConfig
 from sae.parallel.payload import step_payload
 from storage.dtypes import stored_dtype
@@ -17,8 +17,8 @@ from storage.dtypes import stored_dtype
 OPTIMISER_PASSES = 7
 """Over all parameters in float32 at a step: weights, gradients and two moments read, all but gradients written."""
 
-CALLS_PER_TRIAL = REPORTS_PER_TRIAL + 8
-"""To MLflow: one for each report at most; to make it, its settings, result, two files, end, and its judgement."""
+CALLS_PER_TRIAL = 8
+"""To MLflow, beside one for each report at most: to make it, its settings, result, two files, end, and its judgement."""
 
 
 def sweep(cfg: RunConfig, shape: ModelShape, figures: Plan, hardware: Hardware) -> StageLoad:
@@ -35,7 +35,7 @@ def sweep(cfg: RunConfig, shape: ModelShape, figures: Plan, hardware: Hardware) 
     read = trainers.readings * n_tokens * row
     gets = trainers.readings * requests.array_gets(spec, n_tokens)
     busy = sum(_training_seconds(cfg, sae, hardware) for sae in saes)
-    results = len(saes) * REPORTS_PER_TRIAL
+    results = len(saes) * reports(math.ceil(n_tokens / cfg.train.batch_tokens))
     fewer = trainers.computing < hardware.gpus
     seconds = {
         "GPUs": busy / hardware.gpus,
@@ -44,7 +44,7 @@ def sweep(cfg: RunConfig, shape: ModelShape, figures: Plan, hardware: Hardware) 
         "requests": gets / hardware.gets_per_second,
         "head node": results / hardware.results_per_second,
     }
-    calls = len(saes) * CALLS_PER_TRIAL + samples(seconds)
+    calls = results + len(saes) * CALLS_PER_TRIAL + samples(seconds)
     return StageLoad(
         name="sweep",
         seconds={**seconds, "MLflow": calls / hardware.mlflow_calls_per_second},

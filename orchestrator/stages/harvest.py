@@ -4,6 +4,7 @@ Two phases (docs/layout.md): the pilot and validation stores hold every layer of
 training store, made once the groups are known, holds one activation per token and group.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -108,6 +109,10 @@ def _filled(
     if shards_within(session.cfg, spec) is not None:
         return False
     _fill(session, name, [session.run.train], pool)
+    if (
+        session.run.ring.folder is not None
+    ):  # of a budget that there was, and with it shards that may be absent
+        shutil.rmtree(session.run.ring.folder, ignore_errors=True)
     return True
 
 
@@ -129,6 +134,8 @@ def count(session: Session, row_filter: RowFilter, pool: Pool) -> None:
     if run.rows.is_file():
         return
     jobs, parts = counting_jobs(run.train), []
+    if not jobs:  # under a disk budget, where all was trained and the store deleted
+        return
     with session.stage("count_rows", sum(map(len, jobs)), "shards") as progress:
         found = pool.work(
             *(RowCounter, (run.train, row_filter), "count", jobs),

@@ -12,6 +12,8 @@ from orchestrator.errors import UserError
 from orchestrator.node_error import NodeError
 from orchestrator.placement import Placement
 
+_WITHOUT_PLACE = (TuneTrialState.PENDING, TuneTrialState.PAUSED)
+
 
 class Places(tune.Callback):
     """Looks after where trials run; what it raises ends Tune, and the same trials may be given to another.
@@ -57,8 +59,10 @@ class Places(tune.Callback):
         self._nodes = set(nodes.usable())
         if self._fault is not None:
             raise self._fault
-        for node in nodes.left_out - self._left_out:  # where Tune still places trials
-            raise NodeError(node, node, UserError("it joined, and can't work on the run"))
+        lacks_place = any(trial.status in _WITHOUT_PLACE for trial in trials)
+        for node in nodes.left_out - self._left_out if lacks_place else ():
+            # Tune still asks for places as it did, and would get some there.
+            raise NodeError(node, node, UserError("it was left out"))
         if any(trial.status == TuneTrialState.RUNNING for trial in trials):
             self._ran_last = time.monotonic()
         elif time.monotonic() - self._ran_last > (self._placement.patience or math.inf):

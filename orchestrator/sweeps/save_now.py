@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from actors.trial import Trial
@@ -18,12 +19,13 @@ def save_now(trials: Sequence[Trial], actors: Sequence[Any]) -> None:
         actors: Of Ray, `TuneTrial`s that train them. Who waits for a call gets this one.
     """
     asked = [trial for trial in trials if trial.folder.is_dir()]
-    for trial in asked:
-        trial.save_request.touch()
-    for actor in actors:
-        actor.save_checkpoint.remote("")
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
+        for actor in actors:
+            actor.save_checkpoint.remote("")
+        with suppress(OSError):  # the disk is full: perhaps why it is interrupted
+            for trial in asked:
+                trial.save_request.touch()
         while any(map(_is_open, asked)) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:

@@ -13,11 +13,16 @@ from orchestrator.sweeps.rank_group import RankGroup
 from orchestrator.sweeps.rank_process import Workplace
 from storage.errors import StoreError
 
-REPORTS_PER_TRIAL = 20
-"""At least: rungs are told apart by them."""
+FEWEST_REPORTS, MOST_REPORTS = 20, 500
+"""Of a trial: rungs are told apart by them; and each is a line of a file that is written anew."""
 
 STEPS_PER_REPORT = 500
-"""At most: a long trial is to be seen moving."""
+"""Of long trials, which are to be seen moving."""
+
+
+def reports(n_steps: int) -> int:
+    """Of a trial of so many steps."""
+    return min(max(FEWEST_REPORTS, math.ceil(n_steps / STEPS_PER_REPORT)), MOST_REPORTS)
 
 
 class TuneTrial(tune.Trainable):
@@ -39,7 +44,7 @@ class TuneTrial(tune.Trainable):
         with blaming_this_node(UserError, StoreError):
             workplace.storage.check()
         trials: tuple[Trial, ...] = config["trials"]
-        self._stride = min(math.ceil(trials[0].n_steps / REPORTS_PER_TRIAL), STEPS_PER_REPORT)
+        self._stride = math.ceil(trials[0].n_steps / reports(trials[0].n_steps))
         with blaming_this_node(StoreError, OSError):
             self._bundle = self._begun(trials, workplace, gpus)
         self._continues = self._bundle.step > 0
