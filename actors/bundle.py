@@ -92,7 +92,7 @@ class Bundle:
             step = min(member.step for member in moving)
             if step > first and self._clock.is_due():
                 self._count()
-                self._save(self._members)
+                self._save()
                 self._start_counting()
             for member in moving:
                 if member.step == step and not self._train(member):
@@ -101,7 +101,7 @@ class Bundle:
         reports = {m.trial.id: {**row} for m in self._members if (row := m.report()) is not None}
         over = any(member.finished for member in self._members)
         if n_steps and (over or self._clock.is_due()):
-            self._save(self._members)
+            self._save()
         for member in [member for member in self._members if member.finished]:
             reports[member.trial.id] |= {"result": member.finish()}
             self._members.remove(member)
@@ -112,10 +112,10 @@ class Bundle:
         for member in self._members:
             member.pause()
 
-    def _save(self, members: Iterable[Trainer]) -> None:
+    def _save(self) -> None:
         """All at the same step, so that a crash leaves nobody far behind."""
         with self._clock.saving():
-            for member in members:
+            for member in self._members:
                 member.save()
 
     def _start_counting(self) -> None:

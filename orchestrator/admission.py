@@ -25,7 +25,7 @@ from actors.model_origin import weights
 from actors.model_source import ModelSource
 from orchestrator.errors import UserError
 from orchestrator.redaction import redacted
-from orchestrator.run_directory import RunDirectory
+from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.shared_storage import SharedStorage
 from storage.errors import StoreError
 
@@ -53,7 +53,7 @@ class Admission:
 
     model: ModelSource
     weights: str | None
-    """Of the model's folder, as the driver sees it; None for a model of the Hub, which nodes fetch themselves."""
+    """Of the model's folder, as the run has noted them; None for a model of the Hub, which nodes fetch themselves."""
 
     _asked: set[str] = field(default_factory=set)
     _lock: Any = field(default_factory=Lock)
@@ -63,8 +63,8 @@ class Admission:
     def of(cls, model: ModelSource, run: RunDirectory) -> "Admission":
         """To a run that this process drives. Its own node needs none."""
         here = ray.get_runtime_context().get_node_id()
-        found = weights(model) if model.is_local else None
-        return cls(SharedStorage.of(run), model, found, {here})
+        noted = read_json(run.model) if model.is_local and run.model.is_file() else {}
+        return cls(SharedStorage.of(run), model, noted.get("weights"), {here})
 
     def ask_all(self) -> None:
         """Have all nodes of the connected cluster that compute answer.

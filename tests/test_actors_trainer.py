@@ -188,15 +188,19 @@ def test_a_checkpoint_between_two_reports_is_gone_on_from_to_the_same_bits(
     assert steps == [row["step"] for row in long.rows] == [150]
 
 
-def test_a_trial_that_diverges_at_once_after_a_restart_is_judged(
-    trial: Trial, monkeypatch: pytest.MonkeyPatch
-):
-    bundle = Bundle([trial])
-    [member] = bundle._members
+def save_after_three_steps(trial: Trial) -> None:
+    """None of which it has reported, in half a second."""
+    [member] = Bundle([trial])._members
     for _ in range(3):
         member.train()
     member.spend(Spent(seconds=0.5, waited=0.1))
     member.save()
+
+
+def test_a_trial_that_diverges_at_once_after_a_restart_is_judged(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+):
+    save_after_three_steps(trial)
     again = Bundle([trial])
     assert again.advance(0) == {}
     monkeypatch.setattr(Fit, "step", _diverged)
@@ -210,12 +214,7 @@ def _diverged(*_: Any) -> None:
 
 def test_a_trial_given_up_between_two_reports_is_judged_after_a_crash_there(trial: Trial):
     once = dataclasses.replace(trial, checkpoint_seconds=1e-9)
-    bundle = Bundle([once])
-    [member] = bundle._members
-    for _ in range(3):
-        member.train()
-    member.spend(Spent(seconds=0.5, waited=0.1))
-    member.save()
+    save_after_three_steps(once)
     once.stop_at(3, diverged=True)
     told = Bundle([once]).advance(5)[once.id]
     assert told["step"] == told["result"]["stopped_at"] == 3

@@ -109,9 +109,8 @@ def _filled(
     if shards_within(session.cfg, spec) is not None:
         return False
     _fill(session, name, [session.run.train], pool)
-    if (
-        session.run.ring.folder is not None
-    ):  # of a budget that there was, and with it shards that may be absent
+    # Of a budget that there was; `verify` takes it for a sign that shards may be absent.
+    if session.run.ring.folder is not None:
         shutil.rmtree(session.run.ring.folder, ignore_errors=True)
     return True
 
