@@ -1,5 +1,6 @@
 """The stores of a run, as specifications: what the plan counts and the harvest fills."""
 
+import hashlib
 import math
 
 from actors.language_model import ModelShape
@@ -34,6 +35,7 @@ def store_spec(
     first_position: int,
     scales: dict[int, float],
     groups: tuple[tuple[int, ...], ...] = (),
+    source: str = "",
 ) -> StoreSpec:
     """The store `name`: `pilot`, `validation` (an array per layer) or `train` (one per group).
 
@@ -45,6 +47,7 @@ def store_spec(
         first_position: The first position of a sequence that is stored.
         scales: Power of two per layer; those of the store's layers are used.
         groups: Layers of each group, for `train`.
+        source: As `source_of` gives it, where model and tokens are known.
     """
     rows = context - first_position
     counts = n_sequences(cfg, rows)
@@ -71,7 +74,13 @@ def store_spec(
         dtype=cfg.harvest.dtype,
         codec=cfg.harvest.codec,
         scales=tuple(scales[layer] for layer in layers),
+        source=source,
     )
+
+
+def source_of(weights: str | None, tokens: str) -> str:
+    """One fingerprint of a model's weights and of the tokens that it read, out of those of both."""
+    return hashlib.blake2b(f"{weights} {tokens}".encode(), digest_size=8).hexdigest()
 
 
 def _chunks_per_shard(chunk_bytes: float, shard_bytes: float, sequence_bytes: int) -> int:

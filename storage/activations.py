@@ -7,6 +7,7 @@ which is written last. docs/store_format.md says it byte for byte.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,6 +51,8 @@ class ActivationStore:
     def create(cls, location: Location, spec: StoreSpec) -> "ActivationStore":
         """The store at a place, made now or already there with the same specification.
 
+        One that was made without a `source` (format version 2) may be of any.
+
         Killed in the middle and called again, it starts over: the root's metadata come last. To be
         called by one process, before the writers start.
 
@@ -60,7 +63,7 @@ class ActivationStore:
         if not has_metadata(where):
             write_metadata(where, spec)
         store = cls.open(where)
-        if store.spec != spec:
+        if store.spec != (spec if store.spec.source else replace(spec, source="")):
             raise StoreError(
                 f"{where} is there with another specification ({_difference(store.spec, spec)}); "
                 "restore what was changed, delete the store, or choose another run directory"
@@ -388,5 +391,8 @@ def _totals(rows: EncodedRows, mine: Bool[np.ndarray, " rows"]) -> LayerTotals:
 
 
 def _difference(there: StoreSpec, asked: StoreSpec) -> str:
-    old, new = there.to_json(), asked.to_json()
-    return ", ".join(f"{k}: {old[k]} there, {new[k]} asked" for k in old if old[k] != new[k])
+    old, new = replace(there, source="").to_json(), replace(asked, source="").to_json()
+    told = [f"{k}: {old[k]} there, {new[k]} asked" for k in old if old[k] != new[k]]
+    if told:
+        return ", ".join(told)
+    return f"it is of other weights or other text: {there.source} there, {asked.source} asked"

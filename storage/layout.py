@@ -46,13 +46,14 @@ _KINDS: dict[str, type] = {
     "dtype": str,
     "codec": str,
     "scales": list,
+    "source": str,
 }
 """Of the values of a specification."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSpec:
-    """Everything that decides what a store holds, but for the model and the tokens."""
+    """Everything that decides what a store holds; the model and the tokens by a fingerprint."""
 
     d_model: int
     """Width of the activations."""
@@ -97,6 +98,9 @@ class StoreSpec:
     """Per layer of `layers`, a power of two: what is stored is the activation times it.
 
     Not used by int8, which has a scale per row."""
+
+    source: str = ""
+    """A fingerprint of the model's weights and of the tokens; empty where nobody knows it."""
 
     def __post_init__(self) -> None:
         """Refuse what no store can be."""
@@ -292,8 +296,9 @@ class StoreSpec:
     # Text
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        """The specification as JSON values, without a source that nobody knows."""
+        data = json.loads(json.dumps(asdict(self)))
+        return data if self.source else {key: data[key] for key in data if key != "source"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "StoreSpec":
@@ -302,6 +307,7 @@ class StoreSpec:
         Raises:
             StoreError: If a key is missing or unknown, or the values make no store.
         """
+        data = {"source": "", **data}
         check_kinds(data, _KINDS)
         try:
             tuples = {

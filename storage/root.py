@@ -15,8 +15,9 @@ from storage.errors import StoreError, VersionError
 from storage.files import FileRecord
 from storage.places import Place, leads_out
 
-FORMAT_VERSION = 2
-"""Raised when a program that knows only the former would misread a store."""
+FORMAT_VERSIONS = (2, 3)
+"""All that are read; 3 has `source` in its specification, and 2 has not. The last is raised when a program that knows
+only the former would misread a store."""
 
 NAME = "zarr.json"
 
@@ -43,7 +44,7 @@ class Root:
     @property
     def _body(self) -> dict[str, Any]:
         return {
-            "strata_format": FORMAT_VERSION,
+            "strata_format": 3 if "source" in self.spec else 2,
             "spec": self.spec,
             "files": {name: asdict(record) for name, record in sorted(self.files.items())},
         }
@@ -75,11 +76,14 @@ def read_root(place: Place, kind: str) -> Root:
         attributes = json.loads(place.read(NAME))["attributes"]
         version = attributes["strata_format"]
         body = {key: attributes.get(key) for key in ("strata_format", "spec", "files")}
-        is_ours = version == FORMAT_VERSION
-        sound = attributes.get("crc32c") == _checksum({**body, "strata_format": FORMAT_VERSION})
-        if is_ours != sound:
+        vouched = [
+            known
+            for known in FORMAT_VERSIONS
+            if attributes.get("crc32c") == _checksum({**body, "strata_format": known})
+        ]
+        if version not in vouched and (vouched or version in FORMAT_VERSIONS):
             raise ValueError("its checksum does not match")
-        if is_ours:
+        if vouched:
             files = {name: FileRecord.from_json(record) for name, record in body["files"].items()}
             if not isinstance(body["spec"], dict):
                 raise ValueError("its specification is no object")
@@ -97,7 +101,8 @@ def read_root(place: Place, kind: str) -> Root:
             "the folder of one"
         ) from error
     raise VersionError(
-        f"{place} has format version {version}, and this Strata reads {FORMAT_VERSION}; "
+        f"{place} has format version {version}, and this Strata reads {FORMAT_VERSIONS[0]} to "
+        f"{FORMAT_VERSIONS[-1]}; "
         "use the Strata that wrote it, or harvest again into another run directory"
     )
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -314,10 +315,51 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     store = ActivationStore.create(tmp_path / "s", small_spec())
     root = store.place.folder / "zarr.json"
     metadata = json.loads(root.read_text())
-    metadata["attributes"] |= {"strata_format": 3, "crc32c": "of version 3"}
+    metadata["attributes"] |= {"strata_format": 4, "crc32c": "of version 4"}
     root.write_text(json.dumps(metadata))
-    with pytest.raises(StoreError, match="format version 3, and this Strata reads 2"):
+    with pytest.raises(StoreError, match="format version 4, and this Strata reads 2 to 3"):
         ActivationStore.open(store.place.folder)
+
+
+def test_a_store_of_other_weights_or_text_is_refused_and_so_are_its_shards(tmp_path):
+    there = filled_store(tmp_path / "s", small_spec(source="a"), [1])
+    assert ActivationStore.create(there.place, small_spec(source="a")).record(1) == there.record(1)
+    with pytest.raises(StoreError, match="it is of other weights or other text: a there, b asked"):
+        ActivationStore.create(there.place, small_spec(source="b"))
+    other = filled_store(tmp_path / "other", small_spec(source="b"), [1])
+    shutil.copytree(there.place.folder, other.place.folder, ignore=_roots, dirs_exist_ok=True)
+    with pytest.raises(StoreError, match="is of shard 1 of the store"):
+        ActivationStore.open(other.place).record(1)
+
+
+def _roots(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == "zarr.json"]
+
+
+def test_a_store_without_a_source_is_of_the_version_before_and_may_be_of_any(tmp_path):
+    there = filled_store(tmp_path / "s", small_spec(), [1])
+    root = json.loads((there.place.folder / "zarr.json").read_text())["attributes"]
+    assert root["strata_format"] == 2
+    assert "source" not in root["spec"]
+    again = ActivationStore.create(there.place, small_spec(source="a"))
+    assert again.spec == small_spec()
+    assert again.record(1) == there.record(1)
+    sourced = ActivationStore.create(tmp_path / "sourced", small_spec(source="a"))
+    root = json.loads((sourced.place.folder / "zarr.json").read_text())["attributes"]
+    assert root["strata_format"] == 3
+    assert root["spec"]["source"] == "a"
+    assert ActivationStore.open(sourced.place).spec == small_spec(source="a")
+
+
+@pytest.mark.parametrize("there", [2, 3])
+def test_one_bit_between_two_versions_is_damage(tmp_path, there):
+    store = ActivationStore.create(tmp_path / "s", small_spec(source="a" if there == 3 else ""))
+    root = store.place.folder / "zarr.json"
+    text = root.read_text()
+    assert f'"strata_format": {there}' in text
+    root.write_text(text.replace(f'"strata_format": {there}', f'"strata_format": {5 - there}'))
+    with pytest.raises(StoreError, match="its checksum does not match"):
+        ActivationStore.open(store.place)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_a_root_of_values_of_other_kinds_is_damage(
 ):
     where = place(tmp_path)
     files = {"x": {"n_bytes": n_bytes, "xxh3": "0"}}
-    body = {"strata_format": root.FORMAT_VERSION, "spec": spec, "files": files}
+    body = {"strata_format": root.FORMAT_VERSIONS[0], "spec": spec, "files": files}
     metadata = root.group_metadata({**body, "crc32c": root._checksum(body)})
     where.write(root.NAME, [metadata])
     opened = TokenStore if kind == "token" else ActivationStore
@@ -138,8 +138,8 @@ def test_a_root_of_values_of_other_kinds_is_damage(
 
 def test_another_format_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "tokens.zarr", {"train": np.ones((2, 5), np.uint32)})
-    monkeypatch.setattr(root, "FORMAT_VERSION", 3)
-    with pytest.raises(StoreError, match="format version 2, and this Strata reads 3"):
+    monkeypatch.setattr(root, "FORMAT_VERSIONS", (3, 4))
+    with pytest.raises(StoreError, match="format version 2, and this Strata reads 3 to 4"):
         TokenStore.open(tmp_path / "tokens.zarr")
 
 

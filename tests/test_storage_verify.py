@@ -200,13 +200,13 @@ def test_a_store_of_another_version_is_no_damage_and_nothing_of_it_is_taken_back
     path = filled_store(tmp_path / "s", SPEC).place.folder
     root = path / NAME
     attributes = json.loads(root.read_text())["attributes"]
-    root.write_bytes(group_metadata({**attributes, "strata_format": 3, "crc32c": "of version 3"}))
+    root.write_bytes(group_metadata({**attributes, "strata_format": 4, "crc32c": "of version 4"}))
     before = files_of(path)
-    with pytest.raises(VersionError, match="format version 3"):
+    with pytest.raises(VersionError, match="format version 4"):
         Verification(path, "activation")
     with pytest.raises(VersionError):
         take_back_shards(place(path), [Damage(file=NAME, shard=None, chunks=(), what="damaged")])
     assert files_of(path) == before
     # The same digit by damage: the rest is still that of the version before.
-    root.write_bytes(group_metadata({**attributes, "strata_format": 3}))
+    root.write_bytes(group_metadata({**attributes, "strata_format": 4}))
     assert [damage.file for damage in verified(path)] == [NAME]

@@ -17,10 +17,10 @@ from actors.row_counts import RowCounter, added, counting_jobs
 from orchestrator.planning.rounding import int8_cost, told
 from orchestrator.pool import Pool
 from orchestrator.progress import Figures
-from orchestrator.run_directory import write_json
+from orchestrator.run_directory import read_json, write_json
 from orchestrator.session import Session
 from orchestrator.stages.same_tokens import note_tokens
-from orchestrator.stores import n_sequences, shards_within, store_spec
+from orchestrator.stores import n_sequences, shards_within, source_of, store_spec
 from storage.activations import ActivationStore
 from storage.dtypes import power_of_two_scale
 from storage.hygiene import RowFilter
@@ -237,6 +237,7 @@ def _spec(
         first_position=tokens.first_position,
         scales=scales,
         groups=groups,
+        source=source_of(read_json(session.run.model).get("weights"), tokens.fingerprint),
     )
 
 
