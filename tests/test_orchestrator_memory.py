@@ -12,6 +12,8 @@ import torch
 import yaml
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from tests.object_server import BUCKET, object_server, use
+
 ROOT = Path(__file__).resolve().parents[1]
 READS = {
     "harvester": (),
@@ -55,6 +57,9 @@ specs = {
 }
 PAGES = "RssAnon" # without pages of files, which the system takes back
 
+def where(name):
+    return f"{cfg.harvest.store}/{name}.zarr" if cfg.harvest.store else folder / f"{name}.zarr"
+
 def resident():
     return 1024 * int(re.search(PAGES + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
@@ -69,8 +74,8 @@ def harvester():
     writer.seal()
     jobs = []
     for name, spec in specs.items():
-        store = ActivationStore.create(folder / f"{name}.zarr", spec)
-        jobs += [(folder / f"{name}.zarr", shard) for shard in store.missing()]
+        store = ActivationStore.create(where(name), spec)
+        jobs += [(where(name), shard) for shard in store.missing()]
     def work():
         actor = Harvester(cfg.model, folder / "tokens.zarr", cfg.harvest.batch_tokens)
         write = ActivationStore.write_shard
@@ -165,6 +170,14 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+def in_a_bucket(folder: Path, new: Path) -> Path:
+    """The same run, whose stores are to be in a bucket."""
+    run = yaml.safe_load((folder / "run.yaml").read_text())
+    run["harvest"]["store"] = f"s3://{BUCKET}/{new.name}"
+    (new / "run.yaml").write_text(yaml.safe_dump(run))
+    return new
+
+
 @pytest.fixture(scope="module")
 def peaks(folder: Path) -> Callable[[str], tuple[int, int]]:
     """Bytes seen and planned of an actor, after those whose stores it reads."""
@@ -189,6 +202,16 @@ def _run(folder: Path, actor: str) -> tuple[int, int]:
     ).stdout
     seen, planned = map(int, output.split()[-2:])
     return seen, planned
+
+
+@pytest.mark.crash
+def test_a_harvester_that_writes_to_a_bucket_keeps_copies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with object_server() as endpoint:
+        use(monkeypatch, endpoint)
+        seen, planned = _run(in_a_bucket(folder, tmp_path), "harvester")
+    assert planned == pytest.approx(seen, rel=0.25), f"seen {seen:,}, planned {planned:,}"
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def harvester(
     weights = n_parameters * _WEIGHT_BYTES[cfg.model.dtype]
     batch = _batch_bytes(cfg, shape) * SHARDS_AT_ONCE  # each thread has a heap, which keeps it
     stages = ((specs["pilot"], specs["validation"]), (specs["train"],))
-    shards = max(map(_shards_under_way, stages))
+    shards = max(_shards_under_way(cfg, specs) for specs in stages)
     if cfg.compute.gpus_per_actor:
         copies = _batch_tokens(cfg, shape) * shape.d_model * _FLOAT * shape.n_layers
         return ActorMemory(host=shards + copies, device=weights + batch)
@@ -78,12 +78,17 @@ def _batch_bytes(cfg: RunConfig, shape: ModelShape) -> int:
     return _batch_tokens(cfg, shape) * width * (2 * shape.n_layers + _BLOCK_WIDTHS)
 
 
-def _shards_under_way(specs: tuple[StoreSpec, ...]) -> int:
-    """The largest `SHARDS_AT_ONCE` shards of a stage, encoded, with the places of their rows."""
+def _shards_under_way(cfg: RunConfig, specs: tuple[StoreSpec, ...]) -> int:
+    """The largest `SHARDS_AT_ONCE` shards of a stage, encoded, with the places of their rows.
+
+    Of an object, which may have to be sent once more, a copy is kept until it is there: one per array that is written.
+    """
     sizes: list[int] = []
     for spec in specs:
         noted = 2 * _INDEX + _FLOAT + _INDEX  # where the row comes from and goes; norm and clipped
-        row = len(spec.arrays) * (spec.d_model * stored_dtype(spec.dtype).itemsize + noted)
+        stored, n_arrays = spec.d_model * stored_dtype(spec.dtype).itemsize, len(spec.arrays)
+        copies = min(cfg.compute.cpus_per_actor, n_arrays) if _in_a_bucket(cfg) else 0
+        row = n_arrays * (stored + noted) + copies * stored
         left = spec.n_rows
         for _ in range(min(SHARDS_AT_ONCE, spec.n_shards)):
             sizes.append(min(spec.shard_rows, left) * row)
@@ -135,7 +140,11 @@ def _chunk_bytes(cfg: RunConfig, train: StoreSpec, n_windows: int) -> int:
 
 def shares_chunks(cfg: RunConfig) -> bool:
     """Whether trainers share what they read through Ray's object store, and not through files."""
-    return cfg.harvest.codec != "none" or "://" in str(cfg.harvest.store or "")
+    return cfg.harvest.codec != "none" or _in_a_bucket(cfg)
+
+
+def _in_a_bucket(cfg: RunConfig) -> bool:
+    return "://" in str(cfg.harvest.store or "")
 
 
 def kept_chunk_bytes(cfg: RunConfig, train: StoreSpec, n_groups: int) -> int:
