@@ -159,7 +159,8 @@ class Window(NamedTuple):
 
     def take(self, start: int, n: int, memory: RowMemory, dtype: str) -> Batch:
         """`n` rows from `start` on in the order of the window, or what is left of it."""
-        rows = np.sort(self.order[start : start + n])  # each chunk is gone through once, forwards
+        # Each chunk is gone through once, forwards. Runs are in order already, of which only "stable" makes use.
+        rows = np.sort(self.order[start : start + n], kind="stable")
         cuts = [*np.searchsorted(rows, self.begins).tolist(), len(rows)]
         within = rows - np.repeat(self.begins, np.diff(cuts))
         stored = memory.borrow(len(rows))

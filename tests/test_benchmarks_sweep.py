@@ -61,5 +61,5 @@ def test_a_small_form_of_both_parts_runs(tmp_path: Path):
     against = [row["against"] for row in found["rows"]]
     assert against[0] == "full grid"
     assert against[2:] == ["plain loop", "plain loop", "what is asked", "1 % of training"]
-    assert all(min(row["seconds"]) > 0 for row in found["rows"])
+    assert all(min(row["values"]) > 0 for row in found["rows"])
     assert found["rows"][0]["ratio"] > 1
