@@ -1,7 +1,7 @@
 """The door: one YAML file becomes a `RunConfig`, or a list of everything that is wrong with it.
 
 Paths of inputs (model folder, text files) are taken relative to the file's folder, else to the
-working directory; the run directory relative to the working directory.
+working directory; the run directory and MLflow's file relative to the working directory.
 """
 
 import dataclasses
@@ -21,6 +21,8 @@ from orchestrator.errors import UserError
 
 Location = tuple[str | int, ...]
 Problem = tuple[Location, str]
+
+_SQLITE = "sqlite:///"
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -350,7 +352,13 @@ def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str | None) -> Ru
         harvest = dataclasses.replace(
             harvest, store=str(Path(harvest.store).expanduser().resolve())
         )
-    return dataclasses.replace(cfg, model=model, corpus=corpus, harvest=harvest, run_dir=run_dir)
+    tracking = cfg.tracking
+    if tracking.uri is not None and tracking.uri.startswith(_SQLITE) and tracking.uri != _SQLITE:
+        file = Path(tracking.uri.removeprefix(_SQLITE)).resolve()
+        tracking = dataclasses.replace(tracking, uri=f"{_SQLITE}{file}")
+    return dataclasses.replace(
+        cfg, model=model, corpus=corpus, harvest=harvest, tracking=tracking, run_dir=run_dir
+    )
 
 
 def _anchored(pattern: str, folder: Path) -> str:

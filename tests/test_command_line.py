@@ -231,6 +231,14 @@ def test_a_store_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "mlflow.db does not exist, so there are no runs here yet" in text
 
 
+@pytest.mark.parametrize("verb", ["runs", "ui"])
+def test_an_address_without_a_scheme_is_refused_by_who_asks_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
+):
+    text = refusal(capsys, verb, write_config(tmp_path, tracking={"uri": "localhost:5000"}))
+    assert "write http://localhost:5000 or https://localhost:5000" in text
+
+
 def test_a_port_that_is_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     config = write_config(tmp_path)
     (tmp_path / "runs").mkdir()

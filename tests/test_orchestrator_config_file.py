@@ -231,8 +231,13 @@ def test_input_paths_are_relative_to_the_file_and_outputs_to_the_working_directo
     monkeypatch.chdir(tmp_path / "elsewhere")
     cfg = load(
         tmp_path / "conf",
-        changed(model={"name": "model"}, corpus={"source": "files", "paths": ["*.txt"]}),
+        changed(
+            model={"name": "model"},
+            corpus={"source": "files", "paths": ["*.txt"]},
+            tracking={"uri": "sqlite:///ours.db"},
+        ),
     )
+    assert cfg.tracking.uri == f"sqlite:///{tmp_path}/elsewhere/ours.db"
     assert cfg.model.name == str(tmp_path / "conf" / "model")
     assert cfg.corpus.source == "files"
     assert cfg.corpus.paths == (str(tmp_path / "conf" / "*.txt"),)

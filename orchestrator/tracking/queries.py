@@ -19,7 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.labels import encoder_label, figure
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.run_tree import KEY
-from orchestrator.tracking.tracking_uri import is_outage, trouble, why
+from orchestrator.tracking.tracking_uri import check_form, is_outage, trouble, why
 
 Found = dict[str, Any]
 """A run as JSON has it: its names, status and times, and MLflow's parameters, metrics and tags."""
@@ -179,6 +179,7 @@ def _figure(metrics: dict[str, float], key: str, form: str) -> str:
 
 
 def _check_exists(uri: str) -> None:
+    check_form(uri)
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not file.is_file():
         raise UserError(

@@ -18,19 +18,32 @@ def default_uri(run_dir: Path) -> str:
     return f"sqlite:///{run_dir.parent / 'mlflow.db'}"
 
 
-def check(uri: str) -> None:
-    """Refuse a server without a scheme, and an SQLite file that can't be written: MLflow would go on trying."""
+def check_form(uri: str) -> None:
+    """Refuse a server without a scheme, and an address of SQLite that names no file.
+
+    Raises:
+        UserError: If it is one of them.
+    """
     if "://" not in uri and re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
         raise UserError(
             f"tracking.uri: {uri} does not say how to speak to it; write http://{uri} or https://{uri}"
         )
-    if not uri.startswith("sqlite:"):
-        return
-    if not uri.startswith("sqlite:///") or uri == "sqlite:///":
+    if uri.startswith("sqlite:") and (not uri.startswith("sqlite:///") or uri == "sqlite:///"):
         raise UserError(
             f"tracking.uri: {uri} names no file; give sqlite:////the/whole/path.db, or leave tracking.uri out "
             "to keep it beside the run directory"
         )
+
+
+def check(uri: str) -> None:
+    """Refuse what `check_form` does, and an SQLite file that can't be written: MLflow would go on trying.
+
+    Raises:
+        UserError: If it is one of them.
+    """
+    check_form(uri)
+    if not uri.startswith("sqlite:"):
+        return
     file = Path(uri.removeprefix("sqlite:///"))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
