@@ -218,12 +218,17 @@ class Jobs:
                 f"--address: the cluster at {self.address} takes no jobs without its token; set "
                 f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it ({error.message})"
             ) from None
-        except (*_NO_ANSWER, ValueError, KeyError) as error:
+        except _NO_ANSWER as error:
             raise UserError(
                 f"--address: no Ray cluster answers at {self.address} within {ANSWER_SECONDS:.0f} s "
                 f"({redacted(str(error))}); give the address of its dashboard, and make it reachable from here: "
                 "`ray dashboard cluster.yaml`, or `kubectl port-forward service/NAME-head-svc 8265`, left running, "
                 "bring it to http://127.0.0.1:8265"
+            ) from None
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(
+                f"--address: what answers at {self.address} does not answer as Ray's dashboard does "
+                f"({type(error).__name__}: {redacted(str(error))}); give the address of a Ray cluster's dashboard"
             ) from None
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -123,21 +124,30 @@ def silent() -> Iterator[str]:
 @pytest.fixture
 def older() -> Iterator[str]:
     """The dashboard of a cluster of another Ray, as far as it is asked before it is refused."""
+    with saying({"version": "4", "ray_version": "2.9.0"}) as address:
+        yield address
+
+
+@contextmanager
+def saying(answer: object) -> Iterator[str]:
+    """A server that says the same whatever it is asked."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"version": "4", "ray_version": "2.9.0"}).encode())
+            self.wfile.write(json.dumps(answer).encode())
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -199,6 +209,14 @@ def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, capsys, older: str,
     said = refused(capsys, "submit", write_config(tmp_path), "--image", "--address", older)
     assert f"here is ray 2.60.0, and the cluster at {older} has ray 2.9.0" in said
     assert "install the same on both sides" in said
+
+
+@pytest.mark.parametrize("answer", [[], None, {"ray_version": 3}, {"version": "4"}])
+def test_a_server_that_is_no_dashboard_is_refused(tmp_path: Path, capsys, monkeypatch, answer):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with saying(answer) as address:
+        said = refused(capsys, "submit", write_config(tmp_path), "--image", "--address", address)
+    assert f"--address: what answers at {address} does not answer as Ray's dashboard does" in said
 
 
 def test_a_run_sent_by_another_strata_or_python_is_refused_before_it_begins(tmp_path: Path, capsys):
