@@ -2,6 +2,7 @@
 
 import os
 import re
+from base64 import b64encode
 from urllib.parse import quote
 
 _SECRET = re.compile(
@@ -28,9 +29,17 @@ def is_secret(variable: str) -> bool:
 
 def redacted(text: str) -> str:
     """The text with HIDDEN for user and password of every URL, and for what secrets of the environment hold."""
-    plain = {value for name, value in os.environ.items() if is_secret(name)}
-    secrets = plain | {quote(value, safe="") for value in plain}  # as it stands in a URL
+    plain = {name: value for name, value in os.environ.items() if is_secret(name)}
+    in_url = {quote(value, safe="", errors="surrogateescape") for value in plain.values()}
+    secrets = {*plain.values(), *in_url, *map(_in_header, plain.items())}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
     return _IN_URL.sub(HIDDEN, text)
+
+
+def _in_header(variable: tuple[str, str]) -> str:
+    """As an HTTP request has a password: after its user, in base64."""
+    name, value = variable
+    user = os.environ.get(name.replace("PASSWORD", "USERNAME"), "")
+    return b64encode(f"{user}:{value}".encode(errors="surrogateescape")).decode()

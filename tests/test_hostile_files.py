@@ -341,6 +341,12 @@ def test_a_secret_is_hidden_as_a_url_spells_it_too(monkeypatch: pytest.MonkeyPat
     assert redacted("GET /?key=planted%2F4711%2B: planted/4711+") == "GET /?key=***: ***"
 
 
+def test_a_password_is_hidden_as_a_request_has_it_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "planted")
+    assert redacted("I got Basic bWU6cGxhbnRlZA==") == "I got Basic ***"
+
+
 @pytest.mark.parametrize(
     "name",
     [
