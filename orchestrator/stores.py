@@ -4,6 +4,7 @@ import hashlib
 import math
 
 from actors.language_model import ModelShape
+from actors.model_source import ModelSource
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.sweeps.candidates import largest_batch
@@ -78,9 +79,16 @@ def store_spec(
     )
 
 
-def source_of(weights: str | None, tokens: str) -> str:
-    """One fingerprint of a model's weights and of the tokens that it read, out of those of both."""
-    return hashlib.blake2b(f"{weights} {tokens}".encode(), digest_size=8).hexdigest()
+def source_of(model: ModelSource, weights: str | None, tokens: str) -> str:
+    """A fingerprint of all that activations are made of.
+
+    Args:
+        model: Of which the place in every layer and the dtype count.
+        weights: Fingerprint of its weights.
+        tokens: Of the tokens that it reads.
+    """
+    parts = (weights, model.site, model.hook_points, model.dtype, tokens)
+    return hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
 def _chunks_per_shard(chunk_bytes: float, shard_bytes: float, sequence_bytes: int) -> int:

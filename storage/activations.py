@@ -51,7 +51,8 @@ class ActivationStore:
     def create(cls, location: Location, spec: StoreSpec) -> "ActivationStore":
         """The store at a place, made now or already there with the same specification.
 
-        One that was made without a `source` (format version 2) may be of any.
+        One that was made without a `source` (format version 2) may be of any; if its root is gone, it is made
+        again without one, and so its shards count.
 
         Killed in the middle and called again, it starts over: the root's metadata come last. To be
         called by one process, before the writers start.
@@ -60,12 +61,14 @@ class ActivationStore:
             StoreError: If another store is there.
         """
         where = place(location)
+        without = replace(spec, source="")
         if not has_metadata(where):
-            write_metadata(where, spec)
+            had_none = CommitLog(where, without.digest).has_sound()
+            write_metadata(where, without if had_none else spec)
         store = cls.open(where)
-        if store.spec != (spec if store.spec.source else replace(spec, source="")):
+        if store.spec != (spec if store.spec.source else without):
             raise StoreError(
-                f"{where} is there with another specification ({_difference(store.spec, spec)}); "
+                f"{where} is there with another specification ({store.spec.difference(spec)}); "
                 "restore what was changed, delete the store, or choose another run directory"
             )
         return store
@@ -388,11 +391,3 @@ def _totals(rows: EncodedRows, mine: Bool[np.ndarray, " rows"]) -> LayerTotals:
         n_clipped=int(rows.noted("clipped")[mine].sum()),
         **rounding,
     )
-
-
-def _difference(there: StoreSpec, asked: StoreSpec) -> str:
-    old, new = replace(there, source="").to_json(), replace(asked, source="").to_json()
-    told = [f"{k}: {old[k]} there, {new[k]} asked" for k in old if old[k] != new[k]]
-    if told:
-        return ", ".join(told)
-    return f"it is of other weights or other text: {there.source} there, {asked.source} asked"

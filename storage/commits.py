@@ -7,6 +7,7 @@ activations are gone.
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import google_crc32c
@@ -108,6 +109,14 @@ class CommitLog:
                     "its shard again"
                 ) from error
         return self._records[shard]
+
+    def has_sound(self) -> bool:
+        """Whether one record at least is there and is of this store."""
+        for shard in self.shards():
+            with suppress(StoreError):
+                self.record(shard)
+                return True
+        return False
 
     def write(self, record: ShardRecord) -> None:
         """Commit a shard, all of whose files are written."""

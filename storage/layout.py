@@ -6,7 +6,7 @@ every array, so that rows stay aligned across layers and a chunk is already well
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -100,7 +100,7 @@ class StoreSpec:
     Not used by int8, which has a scale per row."""
 
     source: str = ""
-    """A fingerprint of the model's weights and of the tokens; empty where nobody knows it."""
+    """A fingerprint of the model, the place in it and the tokens; empty where nobody knows it."""
 
     def __post_init__(self) -> None:
         """Refuse what no store can be."""
@@ -327,6 +327,17 @@ class StoreSpec:
                 "edited or damaged, so harvest again into another folder"
             )
         return cls(**{**data, **tuples})
+
+    def difference(self, asked: "StoreSpec") -> str:
+        """In which values this one, which is there, is another than one that is asked for."""
+        old, new = replace(self, source="").to_json(), replace(asked, source="").to_json()
+        told = [f"{k}: {old[k]} there, {new[k]} asked" for k in old if old[k] != new[k]]
+        if told:
+            return ", ".join(told)
+        return (
+            "it is of other weights, another place in the model, or other text: "
+            f"{self.source} there, {asked.source} asked"
+        )
 
     @property
     def digest(self) -> str:

@@ -37,6 +37,11 @@ class Root:
         return group_metadata({**self._body, "crc32c": self.crc32c})
 
     @property
+    def version(self) -> int:
+        """Of the format, by which it is written."""
+        return 3 if "source" in self.spec else 2
+
+    @property
     def crc32c(self) -> str:
         """Checksum of all that it says."""
         return _checksum(self._body)
@@ -44,7 +49,7 @@ class Root:
     @property
     def _body(self) -> dict[str, Any]:
         return {
-            "strata_format": 3 if "source" in self.spec else 2,
+            "strata_format": self.version,
             "spec": self.spec,
             "files": {name: asdict(record) for name, record in sorted(self.files.items())},
         }
@@ -89,7 +94,10 @@ def read_root(place: Place, kind: str) -> Root:
                 raise ValueError("its specification is no object")
             if any(map(leads_out, files)):
                 raise ValueError("it names files outside the store")
-            return Root(spec=body["spec"], files=files)
+            root = Root(spec=body["spec"], files=files)
+            if root.version != version:
+                raise ValueError(f"its specification is one of version {root.version}")
+            return root
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"there is no {kind} store at {place}; `strata harvest` makes it"

@@ -8,6 +8,7 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForMaskedLM, BertConfig
 
+from orchestrator.run_directory import read_json
 from storage.activations import ActivationStore
 from tests.runs import strata, write_config
 from tests.tokenizers_of_words import byte_pairs, corpus_of, random_texts, saved
@@ -51,15 +52,15 @@ def test_an_encoder_is_harvested_and_evaluated_but_for_cross_entropy(tmp_path: P
     [group] = summary["groups"]
     assert group["best"]["ce_recovered"] == {}
     assert set(group["best"]["fvu_per_layer"]) == {"0", "1"}
-    status, output = strata("evaluate", config)
-    assert status == 0, output
+    status, judged = strata("evaluate", config)
+    assert status == 0, judged
     assert (
-        "The model is an encoder, which predicts no next token: no cross-entropy, no KL." in output
+        "The model is an encoder, which predicts no next token: no cross-entropy, no KL." in judged
     )
-    assert "CE rec." not in output
+    assert "CE rec." not in judged
 
     # Special tokens close and open every document: they are dropped, counted, told.
-    [counts] = json.loads((run / "rows.json").read_text()).values()
+    [counts] = read_json(run / "rows.json").values()
     store = ActivationStore.open(run / "train.zarr")
     special = int((store.column("token_id", 0, store.spec.n_rows) < 2).sum())
     assert counts["special_tokens"] == special > 0

@@ -237,7 +237,9 @@ def _spec(
         first_position=tokens.first_position,
         scales=scales,
         groups=groups,
-        source=source_of(read_json(session.run.model).get("weights"), tokens.fingerprint),
+        source=source_of(
+            *(session.cfg.model, read_json(session.run.model).get("weights"), tokens.fingerprint)
+        ),
     )
 
 
