@@ -234,6 +234,25 @@ def test_nobody_waits_for_a_trial_that_failed(trial: Trial):
     assert scheduler.choose_trial_to_run(controller) is first
 
 
+def test_nobody_waits_for_a_trial_that_diverged_while_its_bundle_goes_on(trial: Trial):
+    one, other, diverged = (like(trial, name) for name in ("one", "other", "diverged"))
+    scheduler = LikeWithLike(ASHA, [one, other, diverged], all_known=True)
+    bundle = TuneTrialState("", stub=True, config={"trials": (one, diverged)})
+    alone = TuneTrialState("", stub=True, config={"trials": (other,)})
+    controller = Controller([bundle, alone])
+    for state in (bundle, alone):
+        scheduler.on_trial_add(controller, state)
+    reported(other, 0.3, 0.2)
+    assert scheduler.on_trial_result(controller, alone, REPORT) == TrialScheduler.PAUSE
+    alone.status = TuneTrialState.PAUSED
+    reported(one, 0.5, 0.4)
+    reported(diverged, 0.5)
+    diverged.stop_at(1, diverged=True)
+    assert scheduler.on_trial_result(controller, bundle, REPORT) == TrialScheduler.CONTINUE
+    assert scheduler.choose_trial_to_run(controller) is alone
+    assert (one.stopped_at, other.stopped_at) == (2, None)
+
+
 def test_a_trial_that_is_tried_again_is_waited_for_again(trial: Trial):
     one, other = like(trial, "one"), like(trial, "other")
     scheduler, controller = started([one, other])

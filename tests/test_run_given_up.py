@@ -166,3 +166,25 @@ def test_trials_that_diverge_are_given_up_there_and_the_others_win(
     }
     best = json.loads((run / "summary.json").read_text())["groups"][1]["best"]["trial"]
     assert best == "g1-k8-dense-batch_topk-lr0.001"
+
+
+@pytest.mark.crash
+def test_nobody_waits_at_a_rung_for_one_beside_it_that_has_diverged(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    sweep = {
+        **SWEEP,
+        "tokens": 20_000,
+        "vary": {"train": {"lr": [1e-3, 2e-3, 1e30]}},
+        "groups": {},
+    }
+    config = harvested(finished[0], tmp_path, sweep=sweep, compute={"trials_per_actor": 3})
+    status, output = strata("sweep", config, timeout=300)
+    assert status == 0, output
+    stopped = {
+        name.rpartition("-")[2]: result["stopped_at"]
+        for name, result in results(tmp_path / "runs" / "small").items()
+        if name.startswith("g0-")
+    }
+    assert stopped["lr1e+30"] == 1
+    assert sorted(end is None for end in stopped.values()) == [False, False, True]

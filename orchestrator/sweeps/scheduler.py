@@ -62,6 +62,8 @@ class LikeWithLike(FIFOScheduler):
                 self._field(ours).leave(ours.id)
             else:
                 self._failed.discard(ours.id)  # it is tried again
+                if ours.stopped_at is not None or ours.result_file.is_file():
+                    self._field(ours).leave(ours.id)  # while its bundle goes on: it may have diverged
         return TrialScheduler.PAUSE if self._waits(trial) else TrialScheduler.CONTINUE
 
     def on_trial_complete(
