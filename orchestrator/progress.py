@@ -87,6 +87,7 @@ class StageProgress:
             self._console.print(
                 f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {text}",
                 highlight=False,
+                soft_wrap=True,
             )
         self._tell()
 

@@ -148,6 +148,24 @@ def test_a_run_directory_that_was_moved_is_found_by_its_new_name(run: RunDirecto
 
 
 @pytest.mark.ray
+def test_a_copy_of_a_run_directory_is_a_run_of_its_own(run: RunDirectory):
+    first = tracker(run)
+    first.finish("SCHEDULED")
+    copied = config_file.load(shutil.copytree(run.path, run.path.with_name("copy")))
+    for _ in range(2):
+        copy = Tracker(copied, RunDirectory.of(copied), Console(quiet=True))
+        copy.finish("SCHEDULED")
+    client = MlflowClient(first.uri)
+    assert client.get_run(parent(first)).data.tags["run_dir"] == str(run.path)
+    assert client.get_run(parent(copy)).data.tags["run_dir"] == str(copied.run_dir)
+    assert parent(tracker(run)) == parent(first) != parent(copy)
+
+
+def parent(told: Tracker) -> str:
+    return told.identity()["parent_run_id"]
+
+
+@pytest.mark.ray
 def test_the_best_of_a_group_has_one_version_and_the_alias_follows(run: RunDirectory):
     told = tracker(run)
     a, b = (result for result in results(run) if result["group"] == 0)

@@ -122,6 +122,7 @@ def take_back(run: RunDirectory, console: Console) -> None:
         console.print(
             f"harvest   {name}: what `strata verify` found damaged is written again",
             highlight=False,
+            soft_wrap=True,
         )
     run.damage.unlink()
 

@@ -63,7 +63,9 @@ class LikeWithLike(FIFOScheduler):
             else:
                 self._failed.discard(ours.id)  # it is tried again
                 if ours.stopped_at is not None or ours.result_file.is_file():
-                    self._field(ours).leave(ours.id)  # while its bundle goes on: it may have diverged
+                    self._field(ours).leave(
+                        ours.id
+                    )  # while its bundle goes on: it may have diverged
         return TrialScheduler.PAUSE if self._waits(trial) else TrialScheduler.CONTINUE
 
     def on_trial_complete(

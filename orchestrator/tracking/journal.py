@@ -19,6 +19,8 @@ class Journal:
     def __init__(self, file: Path) -> None:
         """Open the journal, or begin it with a key that no other run has.
 
+        A run that was moved keeps its key; a copy, beside which the first is still there, gets one of its own.
+
         Raises:
             UserError: If it is damaged.
         """
@@ -27,7 +29,17 @@ class Journal:
             self._data = read_json(file)
         else:
             self._data = {"key": uuid.uuid4().hex, "stages": {}, "metrics": {}}
+        if self._data.get("run_dir") != str(file.parent):
+            if self._is_copy():
+                self._data["key"] = uuid.uuid4().hex
+            self._data["run_dir"] = str(file.parent)
             write_json(file, self._data)
+
+    def _is_copy(self) -> bool:
+        first = Path(self._data.get("run_dir", self._file.parent), self._file.name)
+        if not first.is_file() or first.samefile(self._file):
+            return False
+        return read_json(first).get("key") == self._data["key"]
 
     @property
     def key(self) -> str:

@@ -180,6 +180,7 @@ class Tracker:
             f"goes on, everything is kept in {self._run.path}, and the same command "
             "tells MLflow what it missed",
             highlight=False,
+            soft_wrap=True,
         )
 
     def _tell_journal(self) -> None:
