@@ -354,7 +354,7 @@ def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str | None) -> Ru
         )
     tracking = cfg.tracking
     if tracking.uri is not None and tracking.uri.startswith(_SQLITE) and tracking.uri != _SQLITE:
-        file = Path(tracking.uri.removeprefix(_SQLITE)).resolve()
+        file = Path(tracking.uri.removeprefix(_SQLITE)).expanduser().resolve()
         tracking = dataclasses.replace(tracking, uri=f"{_SQLITE}{file}")
     return dataclasses.replace(
         cfg, model=model, corpus=corpus, harvest=harvest, tracking=tracking, run_dir=run_dir

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import requests
 from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 from ray.dashboard.modules import dashboard_sdk
@@ -84,6 +85,12 @@ class Request:
                     f"{setting}: {path} is relative, and on a cluster there is nothing that it could be "
                     f"relative to; give the folder as its nodes see it, for instance --set {setting}=/shared/mine"
                 )
+        uri = cfg.tracking.uri or ""
+        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+            raise UserError(
+                f"tracking.uri: {uri} is relative, and on a cluster there is nothing that it could be relative to; "
+                "give the file as its nodes see it, for instance --set tracking.uri=sqlite:////shared/mlflow.db"
+            )
         if folder is not None and not file.resolve().is_relative_to(folder.resolve()):
             raise UserError(
                 f"{file} lies outside {folder}, which is what is sent; give the command in a folder "
@@ -218,6 +225,8 @@ class Jobs:
                 f"--address: the cluster at {self.address} takes no jobs without its token; set "
                 f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it ({error.message})"
             ) from None
+        except (requests.JSONDecodeError, requests.HTTPError) as error:
+            raise self._no_dashboard(error) from None
         except _NO_ANSWER as error:
             raise UserError(
                 f"--address: no Ray cluster answers at {self.address} within {ANSWER_SECONDS:.0f} s "
@@ -226,10 +235,13 @@ class Jobs:
                 "bring it to http://127.0.0.1:8265"
             ) from None
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(
-                f"--address: what answers at {self.address} does not answer as Ray's dashboard does "
-                f"({type(error).__name__}: {redacted(str(error))}); give the address of a Ray cluster's dashboard"
-            ) from None
+            raise self._no_dashboard(error) from None
+
+    def _no_dashboard(self, error: Exception) -> UserError:
+        return UserError(
+            f"--address: what answers at {self.address} does not answer as Ray's dashboard does "
+            f"({type(error).__name__}: {redacted(str(error))}); give the address of a Ray cluster's dashboard"
+        )
 
 
 class _Client(JobSubmissionClient):

@@ -186,11 +186,11 @@ class Placement:
 
     def no_room(self) -> UserError:
         """Why no actor has a place."""
+        nodes = list(self.nodes.usable().values())
         waited = f", after {self.patience:.0f} s (compute.wait_seconds)" if self.patience else ""
         n_left_out = len(self.nodes.left_out)
         if n_left_out:
-            waited += f", with {n_left_out} left out for the reasons told above"
-        nodes = list(self.nodes.usable().values())
+            waited += f", {n_left_out} more being left out for the reasons told above"
         for kind, setting in (("CPU", "cpus_per_actor"), ("GPU", self.gpus_setting)):
             asked, most = self.bundle[kind], max((has.get(kind, 0) for has in nodes), default=0)
             if asked > most:

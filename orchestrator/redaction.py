@@ -31,15 +31,15 @@ def redacted(text: str) -> str:
     """The text with HIDDEN for user and password of every URL, and for what secrets of the environment hold."""
     plain = {name: value for name, value in os.environ.items() if is_secret(name)}
     in_url = {quote(value, safe="", errors="surrogateescape") for value in plain.values()}
-    secrets = {*plain.values(), *in_url, *map(_in_header, plain.items())}
+    in_headers = {_in_header(name, plain[name]) for name in plain if "PASSWORD" in name}
+    secrets = {*plain.values(), *in_url, *in_headers}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
     return _IN_URL.sub(HIDDEN, text)
 
 
-def _in_header(variable: tuple[str, str]) -> str:
-    """As an HTTP request has a password: after its user, in base64."""
-    name, value = variable
-    user = os.environ.get(name.replace("PASSWORD", "USERNAME"), "")
-    return b64encode(f"{user}:{value}".encode(errors="surrogateescape")).decode()
+def _in_header(variable: str, password: str) -> str:
+    """A password as an HTTP request has it: after its user, in base64."""
+    user = os.environ.get(variable.replace("PASSWORD", "USERNAME"), "")
+    return b64encode(f"{user}:{password}".encode(errors="surrogateescape")).decode()

@@ -63,8 +63,8 @@ class ActivationStore:
         where = place(location)
         without = replace(spec, source="")
         if not has_metadata(where):
-            had_none = CommitLog(where, without.digest).has_sound()
-            write_metadata(where, without if had_none else spec)
+            lacked_source = CommitLog(where, without.digest).has_sound()
+            write_metadata(where, without if lacked_source else spec)
         store = cls.open(where)
         if store.spec != (spec if store.spec.source else without):
             raise StoreError(

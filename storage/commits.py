@@ -19,6 +19,8 @@ from storage.places import Place
 _READ_AT_ONCE = 16
 """Records; one after the other they take minutes where each is a request."""
 
+_FIRST_FEW = 16
+
 _NAME = re.compile(r"commits/(\d+)\.json")
 _MARK = re.compile(r"commits/(\d+)\.released")
 
@@ -111,8 +113,8 @@ class CommitLog:
         return self._records[shard]
 
     def has_sound(self) -> bool:
-        """Whether a record is there that is of this store; of many the first few are asked."""
-        for shard in self.shards()[:_READ_AT_ONCE]:
+        """Whether a record is there that is of this store; of the first few, as all are of one or few are sound."""
+        for shard in self.shards()[:_FIRST_FEW]:
             with suppress(StoreError):
                 self.record(shard)
                 return True

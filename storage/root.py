@@ -16,8 +16,8 @@ from storage.files import FileRecord
 from storage.places import Place, leads_out
 
 FORMAT_VERSIONS = (2, 3)
-"""All that are read; 3 has `source` in its specification, and 2 has not. The last is raised when a program that knows
-only the former would misread a store."""
+"""All that are read; 3 has `source` in its specification, and 2 has not. One is added when a program that knows only the
+former would misread a store."""
 
 NAME = "zarr.json"
 

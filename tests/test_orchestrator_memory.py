@@ -173,7 +173,11 @@ def folder(tmp_path_factory) -> Path:
 def in_a_bucket(folder: Path, new: Path) -> Path:
     """The same run, whose stores are to be in a bucket."""
     run = yaml.safe_load((folder / "run.yaml").read_text())
-    run["harvest"]["store"] = f"s3://{BUCKET}/{new.name}"
+    run["harvest"] |= {
+        "store": f"s3://{BUCKET}/{new.name}",
+        "dtype": "float32",
+        "batch_tokens": 1024,
+    }
     (new / "run.yaml").write_text(yaml.safe_dump(run))
     return new
 

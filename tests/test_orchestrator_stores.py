@@ -1,15 +1,18 @@
 """The two phases of a harvest: what their stores hold of which documents, and what they cost."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from actors.language_model import ModelShape
+from actors.model_source import ModelSource
 from actors.packer import Packer
 from orchestrator import config_file
 from orchestrator.config import RunConfig
-from orchestrator.stores import n_sequences, store_spec
+from orchestrator.stores import n_sequences, source_of, store_spec
 from storage.activations import ActivationStore
 from storage.layout import StoreSpec
 from storage.tokens import TokenStore
@@ -42,6 +45,24 @@ def spec(cfg: RunConfig, name: str, d_model: int, groups: int = 0, **changes: in
         scales=dict.fromkeys(range(n_layers), 1.0),
         groups=tuple(tuple(group.tolist()) for group in layers),
     )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"site": "mlp"}},
+        {"model": {"hook_points": "h.{layer}"}},
+        {"model": {"dtype": "bfloat16"}},
+        {"weights": "b"},
+        {"tokens": "b"},
+    ],
+)
+def test_whatever_makes_other_activations_makes_another_source(changed: dict[str, Any]):
+    model = ModelSource(name="a/b")
+    first = source_of(model, "a", "a")
+    fingerprints = {"weights": "a", "tokens": "a", **changed}
+    other = dataclasses.replace(model, **fingerprints.pop("model", {}))
+    assert source_of(other, **fingerprints) != first == source_of(model, "a", "a")
 
 
 def documents_of(tokens: TokenStore, store: StoreSpec) -> set[int]:

@@ -159,6 +159,10 @@ def test_a_copy_of_a_run_directory_is_a_run_of_its_own(run: RunDirectory):
     assert client.get_run(parent(first)).data.tags["run_dir"] == str(run.path)
     assert client.get_run(parent(copy)).data.tags["run_dir"] == str(copied.run_dir)
     assert parent(tracker(run)) == parent(first) != parent(copy)
+    again = shutil.copytree(run.path, run.path.with_name("again"))
+    before = (again / "mlflow.json").read_bytes()
+    find(first.uri, "trial", None, again)
+    assert (again / "mlflow.json").read_bytes() == before
 
 
 def parent(told: Tracker) -> str:
@@ -271,6 +275,38 @@ def test_a_figure_keeps_its_time_until_it_changes(tmp_path: Path):
     assert changed[0]["n_groups"] == 3.0
     assert changed[0]["timestamp_ms"] >= rows[0]["timestamp_ms"]
     assert Journal(tmp_path / "other.json").key != first.key
+
+
+def test_a_journal_whose_first_place_is_gone_or_unknown_keeps_its_key(tmp_path: Path):
+    first = tmp_path / "first"
+    first.mkdir()
+    key = Journal(first / "mlflow.json").key
+    unknown = Journal(first / "mlflow.json")  # as of older versions: no place is noted yet
+    unknown.settle()
+    assert unknown.key == key
+    moved = Journal(first.rename(tmp_path / "moved") / "mlflow.json")
+    moved.settle()
+    assert (moved.key, Journal(tmp_path / "moved/mlflow.json").key) == (key, key)
+
+
+def test_a_journal_by_another_name_of_its_folder_keeps_its_key_and_a_copy_does_not(tmp_path: Path):
+    first = tmp_path / "first"
+    first.mkdir()
+    journal = Journal(first / "mlflow.json")
+    journal.settle()
+    (tmp_path / "link").symlink_to(first)
+    linked = Journal(tmp_path / "link" / "mlflow.json")
+    linked.settle()
+    assert linked.key == journal.key
+    copy = Journal(shutil.copytree(first, tmp_path / "copy") / "mlflow.json")
+    copy.settle()
+    assert copy.key != journal.key
+    shutil.copytree(first, tmp_path / "another")
+    (tmp_path / "link").unlink()
+    (first / "mlflow.json").write_text("{")
+    beside_damage = Journal(tmp_path / "another" / "mlflow.json")
+    beside_damage.settle()
+    assert beside_damage.key == journal.key
 
 
 def test_system_metrics_go_on_after_those_that_are_there(tmp_path: Path):

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.run_directory import read_json
+from storage.activations import ActivationStore
 from tests.runs import ROOT, strata, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -78,6 +79,12 @@ def test_what_was_dropped_is_counted_told_and_in_mlflow(
     client = MlflowClient(summary["mlflow"]["tracking_uri"])
     metrics = client.get_run(summary["mlflow"]["parent_run_id"]).data.metrics
     assert (metrics["rows_used"], metrics["rows_stored"]) == (used, stored)
+
+
+def test_all_its_stores_say_what_they_are_made_of(run_dir: Path):
+    stores = ("pilot", "validation", "train")
+    [source] = {ActivationStore.open(run_dir / f"{name}.zarr").spec.source for name in stores}
+    assert len(source) == 16
 
 
 def test_a_person_sees_the_stages_the_table_and_where_to_look(

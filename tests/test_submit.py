@@ -136,7 +136,7 @@ def saying(answer: object) -> Iterator[str]:
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+            self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -211,7 +211,9 @@ def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, capsys, older: str,
     assert "install the same on both sides" in said
 
 
-@pytest.mark.parametrize("answer", [[], None, {"ray_version": 3}, {"version": "4"}])
+@pytest.mark.parametrize(
+    "answer", [[], None, {"ray_version": 3}, {"version": "4"}, b"<html>welcome</html>"]
+)
 def test_a_server_that_is_no_dashboard_is_refused(tmp_path: Path, capsys, monkeypatch, answer):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     with saying(answer) as address:
@@ -233,13 +235,21 @@ def test_versions_that_are_none_are_refused_in_words(tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("run_dir", "runs/mine"), ("harvest.store", "stores/mine")]
+    ("setting", "value", "shared"),
+    [
+        ("run_dir", "runs/mine", "/shared/mine"),
+        ("harvest.store", "stores/mine", "/shared/mine"),
+        ("tracking.uri", "sqlite:///mine.db", "sqlite:////shared/mlflow.db"),
+    ],
 )
-def test_a_path_relative_to_this_machine_is_not_sent(tmp_path: Path, capsys, setting, value):
+def test_a_path_relative_to_this_machine_is_not_sent(
+    tmp_path: Path, capsys, setting, value, shared
+):
     config = write_config(tmp_path)
-    said = refused(capsys, "submit", config, "--image", "--set", f"{setting}={value}")
+    there = () if setting == "run_dir" else ("--set", "run_dir=/shared/mine")
+    said = refused(capsys, "submit", config, "--image", *there, "--set", f"{setting}={value}")
     assert f"{setting}: {value} is relative" in said
-    assert f"--set {setting}=/shared/mine" in said
+    assert f"--set {setting}={shared}" in said
 
 
 def test_a_bucket_is_no_run_directory(tmp_path: Path, capsys):

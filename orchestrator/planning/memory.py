@@ -81,7 +81,7 @@ def _batch_bytes(cfg: RunConfig, shape: ModelShape) -> int:
 def _shards_under_way(cfg: RunConfig, specs: tuple[StoreSpec, ...]) -> int:
     """The largest `SHARDS_AT_ONCE` shards of a stage, encoded, with the places of their rows.
 
-    Of an object, which may have to be sent once more, a copy is kept until it is there: one per array that is written.
+    In a bucket a copy is kept of what may have to be sent once more: of each array that is written at a time.
     """
     sizes: list[int] = []
     for spec in specs:

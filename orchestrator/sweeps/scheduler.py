@@ -62,10 +62,9 @@ class LikeWithLike(FIFOScheduler):
                 self._field(ours).leave(ours.id)
             else:
                 self._failed.discard(ours.id)  # it is tried again
+                # It has ended, perhaps as it diverged, while its bundle goes on.
                 if ours.stopped_at is not None or ours.result_file.is_file():
-                    self._field(ours).leave(
-                        ours.id
-                    )  # while its bundle goes on: it may have diverged
+                    self._field(ours).leave(ours.id)
         return TrialScheduler.PAUSE if self._waits(trial) else TrialScheduler.CONTINUE
 
     def on_trial_complete(

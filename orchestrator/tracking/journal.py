@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import UserError
 from orchestrator.run_directory import read_json, write_json
 
 
@@ -19,8 +20,6 @@ class Journal:
     def __init__(self, file: Path) -> None:
         """Open the journal, or begin it with a key that no other run has.
 
-        A run that was moved keeps its key; a copy, beside which the first is still there, gets one of its own.
-
         Raises:
             UserError: If it is damaged.
         """
@@ -29,17 +28,25 @@ class Journal:
             self._data = read_json(file)
         else:
             self._data = {"key": uuid.uuid4().hex, "stages": {}, "metrics": {}}
-        if self._data.get("run_dir") != str(file.parent):
-            if self._is_copy():
-                self._data["key"] = uuid.uuid4().hex
-            self._data["run_dir"] = str(file.parent)
             write_json(file, self._data)
 
-    def _is_copy(self) -> bool:
-        first = Path(self._data.get("run_dir", self._file.parent), self._file.name)
-        if not first.is_file() or first.samefile(self._file):
-            return False
-        return read_json(first).get("key") == self._data["key"]
+    def settle(self) -> None:
+        """Note where the run lies.
+
+        One that was moved keeps its key; a copy, beside which the first is still there, gets one of its own.
+        """
+        here = str(self._file.parent)
+        before = self._data.get("run_dir", here)
+        if self._data.get("run_dir") == here:
+            return
+        first, key = Path(before, self._file.name), self.key
+        self._data["run_dir"] = here
+        if before != here and _key_of(first) == key and not first.samefile(self._file):
+            self._data["key"] = uuid.uuid4().hex
+            write_json(self._file, self._data)
+            if _key_of(first) != key:  # the same folder, mounted twice
+                self._data["key"] = key
+        write_json(self._file, self._data)
 
     @property
     def key(self) -> str:
@@ -91,3 +98,11 @@ class Journal:
 def now_ms() -> int:
     """Milliseconds since 1970, as MLflow counts time."""
     return int(time.time() * 1000)
+
+
+def _key_of(file: Path) -> str | None:
+    """What another journal says; None if there is none that can be read."""
+    try:
+        return read_json(file).get("key")
+    except (OSError, UserError):
+        return None

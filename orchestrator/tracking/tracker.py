@@ -60,6 +60,7 @@ class Tracker:
         self._run, self._console = run, console
         check(self.uri)
         self._journal = Journal(run.path / "mlflow.json")
+        self._journal.settle()
         local = self.uri.startswith("sqlite:")
         artifacts = (run.path.parent / "mlartifacts").as_uri() if local else None
         try:

@@ -28,7 +28,9 @@ def check_form(uri: str) -> None:
         raise UserError(
             f"tracking.uri: {uri} does not say how to speak to it; write http://{uri} or https://{uri}"
         )
-    if uri.startswith("sqlite:") and (not uri.startswith("sqlite:///") or uri == "sqlite:///"):
+    if uri.startswith("sqlite:") and (
+        not uri.startswith("sqlite:///") or uri == "sqlite:///" or uri.endswith(":memory:")
+    ):
         raise UserError(
             f"tracking.uri: {uri} names no file; give sqlite:////the/whole/path.db, or leave tracking.uri out "
             "to keep it beside the run directory"
