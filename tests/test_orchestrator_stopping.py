@@ -223,6 +223,33 @@ def test_a_killed_sweep_judges_as_one_that_was_not(trial: Trial):
     assert [t.stopped_at for t in (good, bad, late)] == [None, 2, 2]
 
 
+def test_who_was_given_up_counts_at_its_rung_also_when_a_crash_has_cost_its_newest_steps(
+    trial: Trial,
+):
+    cfg = dataclasses.replace(ASHA, reduction=2.0)
+    trials = [like(trial, name) for name in ("best", "second", "third", "last")]
+    for one, fvu in zip(trials, (0.1, 0.2, 0.3, 0.4), strict=True):
+        reported(one, 0.9, fvu)
+    for one in trials[2:]:
+        one.stop_at(2)
+        reported(one, 0.9)  # it is trained again from an older checkpoint
+    scheduler = LikeWithLike(cfg, trials, all_known=True)
+    bundles = [trials[:1], trials[1:3], trials[3:]]
+    states = [TuneTrialState("", stub=True, config={"trials": tuple(some)}) for some in bundles]
+    controller = Controller(states)
+    for state in states:
+        scheduler.on_trial_add(controller, state)
+    assert scheduler.on_trial_result(controller, states[0], REPORT) == TrialScheduler.PAUSE
+    # The third of them is behind, and waits for nobody.
+    assert scheduler.on_trial_result(controller, states[1], REPORT) == TrialScheduler.CONTINUE
+    reported(trials[2], 0.9, 0.3)
+    assert scheduler.on_trial_result(controller, states[1], REPORT) == TrialScheduler.PAUSE
+    reported(trials[3], 0.9, 0.4)
+    assert scheduler.on_trial_result(controller, states[2], REPORT) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(controller, states[1], REPORT) == TrialScheduler.CONTINUE
+    assert [one.stopped_at for one in trials] == [None, None, 2, 2]
+
+
 def test_nobody_waits_for_a_trial_that_failed(trial: Trial):
     one, other = like(trial, "one"), like(trial, "other")
     scheduler, controller = started([one, other])

@@ -37,8 +37,6 @@ class LikeWithLike(FIFOScheduler):
         self._failed: set[str] = set()
         for trial in known:
             self._look(trial)
-            if trial.result_file.is_file() or trial.stopped_at is not None:
-                self._field(trial).leave(trial.id)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles schedulers into its own state, which nobody reads."""
@@ -48,23 +46,17 @@ class LikeWithLike(FIFOScheduler):
         """Trials that others may wait for; also those that are tried again."""
         for ours in _ours(trial):
             self._look(ours)
-            if ours.stopped_at is None and not ours.result_file.is_file():
-                self._field(ours).come_back(ours.id)
 
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrialState, result: dict[str, Any]
     ) -> str:
         """What becomes of a bundle after its report; who is given up goes on, to find its end at once."""
         for ours in _ours(trial):
-            self._look(ours)
             if ours.id in result["failed"]:
                 self._failed.add(ours.id)
-                self._field(ours).leave(ours.id)
             else:
                 self._failed.discard(ours.id)  # it is tried again
-                # It has ended, perhaps as it diverged, while its bundle goes on.
-                if ours.stopped_at is not None or ours.result_file.is_file():
-                    self._field(ours).leave(ours.id)
+            self._look(ours)
         return TrialScheduler.PAUSE if self._waits(trial) else TrialScheduler.CONTINUE
 
     def on_trial_complete(
@@ -91,7 +83,7 @@ class LikeWithLike(FIFOScheduler):
             ours for ours in _ours(trial) if ours.id not in self._failed and self._share(ours) < 1
         ]
         waiting = [ours for ours in under_way if self._verdict(ours) is Verdict.WAIT]
-        going = [self._share(ours) for ours in under_way if ours.stopped_at is None]
+        going = [self._share(ours) for ours in under_way if not self._is_at_its_end(ours)]
         return any(self._share(ours) == min(going) for ours in waiting)
 
     def _share(self, trial: Trial) -> float:
@@ -103,7 +95,20 @@ class LikeWithLike(FIFOScheduler):
             self._field(ours).leave(ours.id)
 
     def _look(self, trial: Trial) -> None:
-        self._field(trial).curves[trial.id] = curve_of(trial.rows, trial.n_steps)
+        """See how far a trial has come; whether others are to wait for it follows from that alone."""
+        field = self._field(trial)
+        field.curves[trial.id] = curve_of(trial.rows, trial.n_steps)
+        if trial.id in self._failed or self._is_at_its_end(trial):
+            field.leave(trial.id)
+        else:
+            field.come_back(trial.id)
+
+    def _is_at_its_end(self, trial: Trial) -> bool:
+        """Whether it reports no more. One that was given up, and then lost its newest steps, is not yet there again."""
+        if trial.result_file.is_file():
+            return True
+        rows = trial.rows
+        return trial.stopped_at is not None and bool(rows) and rows[-1]["step"] >= trial.stopped_at
 
     def _verdict(self, trial: Trial) -> Verdict:
         if trial.stopped_at is not None:
