@@ -11,6 +11,7 @@ from orchestrator import config_file
 from orchestrator.stores import store_spec, window_chunks
 from storage.activations import ActivationStore
 from storage.batches import Cursor, ShuffledBatches
+from storage.draw import Stream, draw, permutation
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
 from storage.layout import StoreSpec
@@ -297,3 +298,30 @@ def test_the_first_batch_waits_for_the_columns_of_its_segment_alone(
 def test_sizes_must_be_positive(store):
     with pytest.raises(StoreError, match="window_chunks=0"):
         reader(store, window_chunks=0)
+
+
+@given(
+    n_chunks=st.integers(1, 60),
+    chunks_per_shard=st.integers(1, 8),
+    window_chunks=st.integers(1, 12),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 3),
+    segment=st.integers(0, 3),
+)
+def test_windows_are_filled_as_the_format_describes_it(
+    n_chunks: int, chunks_per_shard: int, window_chunks: int, seed: int, epoch: int, segment: int
+):
+    order = permutation(n_chunks, seed, Stream(4), epoch, segment).tolist()
+    shards = range(-(-n_chunks // chunks_per_shard))
+    left = [[chunk for chunk in order if chunk // chunks_per_shard == shard] for shard in shards]
+    windows: list[list[int]] = []
+    while any(left):
+        ties = draw(seed, Stream(4), epoch, segment, len(windows) + 1, np.arange(len(shards)))
+        window: list[int] = []
+        while len(window) < window_chunks and any(left):
+            for shard in sorted(shards, key=lambda shard: (-len(left[shard]), ties[shard])):
+                if left[shard] and len(window) < window_chunks:
+                    window.append(left[shard].pop())
+        windows.append(window)
+    found = chunk_windows(n_chunks, chunks_per_shard, window_chunks, seed, epoch, segment)
+    assert [window.tolist() for window in found] == windows
