@@ -5,6 +5,7 @@ Nothing of this machine's environment is sent: what a runtime environment holds,
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import shlex
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import requests
 from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 from ray.dashboard.modules import dashboard_sdk
@@ -225,7 +225,7 @@ class Jobs:
                 f"--address: the cluster at {self.address} takes no jobs without its token; set "
                 f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it ({error.message})"
             ) from None
-        except (requests.JSONDecodeError, requests.HTTPError) as error:
+        except json.JSONDecodeError as error:  # of the library's, too, which is an OSError
             raise self._no_dashboard(error) from None
         except _NO_ANSWER as error:
             raise UserError(
