@@ -280,13 +280,16 @@ def test_nobody_waits_for_a_trial_that_diverged_while_its_bundle_goes_on(trial: 
     assert (one.stopped_at, other.stopped_at) == (2, None)
 
 
-def test_a_trial_that_is_tried_again_is_waited_for_again(trial: Trial):
+@pytest.mark.parametrize("failed", [[], ["other"]])
+def test_a_trial_that_is_tried_again_is_waited_for_again(trial: Trial, failed: list[str]):
     one, other = like(trial, "one"), like(trial, "other")
     scheduler, controller = started([one, other])
     first, second = controller.get_trials()
     reported(one, 0.5, 0.4)
     assert scheduler.on_trial_result(controller, first, REPORT) == TrialScheduler.PAUSE
     first.status = TuneTrialState.PAUSED
+    if failed:  # a fault of its own, as its trainer reports it before it ends
+        scheduler.on_trial_result(controller, second, {"failed": failed})
     scheduler.on_trial_error(controller, second)  # so Tune tells of a trainer that is lost
     scheduler.on_trial_add(controller, second)
     second.status = TuneTrialState.RUNNING

@@ -45,6 +45,7 @@ class LikeWithLike(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: TuneTrialState) -> None:
         """Trials that others may wait for; also those that are tried again."""
         for ours in _ours(trial):
+            self._failed.discard(ours.id)
             self._look(ours)
 
     def on_trial_result(
