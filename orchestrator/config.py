@@ -239,6 +239,12 @@ class TrackingConfig:
     """An MLflow tracking server; by default an SQLite file beside the run directory. No password stands
     in it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them, of a database its own environment."""
 
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The SQLite file that the address names, if it names one; perhaps relative."""
+        found = re.fullmatch(r"sqlite:///(.+)", self.uri or "")
+        return Path(found[1]) if found else None
+
     def __post_init__(self) -> None:
         """Refuse what would be copied into the run directory, MLflow and the report."""
         if self.uri is not None and _may_hold_a_secret(self.uri):

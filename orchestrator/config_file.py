@@ -22,8 +22,6 @@ from orchestrator.errors import UserError
 Location = tuple[str | int, ...]
 Problem = tuple[Location, str]
 
-_SQLITE = "sqlite:///"
-
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's configuration from a YAML file, or from a run directory.
@@ -353,9 +351,9 @@ def _with_absolute_paths(cfg: RunConfig, folder: Path, origin: str | None) -> Ru
             harvest, store=str(Path(harvest.store).expanduser().resolve())
         )
     tracking = cfg.tracking
-    if tracking.uri is not None and tracking.uri.startswith(_SQLITE) and tracking.uri != _SQLITE:
-        file = Path(tracking.uri.removeprefix(_SQLITE)).expanduser().resolve()
-        tracking = dataclasses.replace(tracking, uri=f"{_SQLITE}{file}")
+    if tracking.sqlite_file is not None:
+        file = tracking.sqlite_file.expanduser().resolve()
+        tracking = dataclasses.replace(tracking, uri=f"sqlite:///{file}")
     return dataclasses.replace(
         cfg, model=model, corpus=corpus, harvest=harvest, tracking=tracking, run_dir=run_dir
     )

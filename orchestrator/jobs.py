@@ -85,10 +85,10 @@ class Request:
                     f"{setting}: {path} is relative, and on a cluster there is nothing that it could be "
                     f"relative to; give the folder as its nodes see it, for instance --set {setting}=/shared/mine"
                 )
-        uri = cfg.tracking.uri or ""
-        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        database = cfg.tracking.sqlite_file
+        if database is not None and not database.is_absolute():
             raise UserError(
-                f"tracking.uri: {uri} is relative, and on a cluster there is nothing that it could be relative to; "
+                f"tracking.uri: {cfg.tracking.uri} is relative, and on a cluster there is nothing that it could be relative to; "
                 "give the file as its nodes see it, for instance --set tracking.uri=sqlite:////shared/mlflow.db"
             )
         if folder is not None and not file.resolve().is_relative_to(folder.resolve()):

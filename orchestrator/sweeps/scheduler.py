@@ -84,7 +84,7 @@ class LikeWithLike(FIFOScheduler):
             ours for ours in _ours(trial) if ours.id not in self._failed and self._share(ours) < 1
         ]
         waiting = [ours for ours in under_way if self._verdict(ours) is Verdict.WAIT]
-        going = [self._share(ours) for ours in under_way if not self._is_at_its_end(ours)]
+        going = [self._share(ours) for ours in under_way if not self._field(ours).has_left(ours.id)]
         return any(self._share(ours) == min(going) for ours in waiting)
 
     def _share(self, trial: Trial) -> float:
@@ -96,20 +96,17 @@ class LikeWithLike(FIFOScheduler):
             self._field(ours).leave(ours.id)
 
     def _look(self, trial: Trial) -> None:
-        """See how far a trial has come; whether others are to wait for it follows from that alone."""
-        field = self._field(trial)
-        field.curves[trial.id] = curve_of(trial.rows, trial.n_steps)
-        if trial.id in self._failed or self._is_at_its_end(trial):
+        """See how far a trial has come, and so whether others are to wait for it.
+
+        They are for one that was given up and then lost its newest steps: it is not yet there again.
+        """
+        field, rows, stopped_at = self._field(trial), trial.rows, trial.stopped_at
+        field.curves[trial.id] = curve_of(rows, trial.n_steps)
+        is_there = stopped_at is not None and bool(rows) and rows[-1]["step"] >= stopped_at
+        if trial.id in self._failed or is_there or trial.result_file.is_file():
             field.leave(trial.id)
         else:
             field.come_back(trial.id)
-
-    def _is_at_its_end(self, trial: Trial) -> bool:
-        """Whether it reports no more. One that was given up, and then lost its newest steps, is not yet there again."""
-        if trial.result_file.is_file():
-            return True
-        rows = trial.rows
-        return trial.stopped_at is not None and bool(rows) and rows[-1]["step"] >= trial.stopped_at
 
     def _verdict(self, trial: Trial) -> Verdict:
         if trial.stopped_at is not None:

@@ -56,6 +56,10 @@ class Field:
         """It is trained again, as whoever trained it was lost."""
         self._out.discard(trial)
 
+    def has_left(self, trial: str) -> bool:
+        """Whether nobody waits for it."""
+        return trial in self._out
+
     def verdict(self, trial: str) -> Verdict:
         """What becomes of a trial that is where its curve ends."""
         if not self.curves[trial]:

@@ -35,13 +35,12 @@ class Journal:
 
         One that was moved keeps its key; a copy, beside which the first is still there, gets one of its own.
         """
-        here = str(self._file.parent)
-        before = self._data.get("run_dir", here)
-        if self._data.get("run_dir") == here:
+        here, before = str(self._file.parent), self._data.get("run_dir")
+        if before == here:
             return
-        first, key = Path(before, self._file.name), self.key
+        first, key = Path(before or here, self._file.name), self.key
         self._data["run_dir"] = here
-        if before != here and _key_of(first) == key and not first.samefile(self._file):
+        if before and _key_of(first) == key and not first.samefile(self._file):
             self._data["key"] = uuid.uuid4().hex
             write_json(self._file, self._data)
             if _key_of(first) != key:  # the same folder, mounted twice
