@@ -26,6 +26,18 @@ def summary(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def own(finished: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Configuration and directory of a copy that this file may work on: `finished` is everyone's."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(finished[0].parent / "runs", folder / "runs")
+    uri = f"sqlite:///{folder / 'other.db'}"
+    config = write_config(folder, tracking={"uri": uri})
+    status, output = strata("run", config)
+    assert status == 0, output
+    return config, folder / "runs" / "small"
+
+
 def test_the_summary_has_every_field_and_sound_figures(summary: dict[str, Any]):
     assert summary["n_layers"] == 8
     assert 0 < summary["amad"] < 0.5
@@ -107,27 +119,23 @@ def test_a_person_sees_the_stages_the_table_and_where_to_look(
     assert "Traceback" not in output
 
 
-def test_the_same_command_again_only_prints_the_result(finished: tuple[Path, str], run_dir: Path):
+def test_the_same_command_again_only_prints_the_result(own: tuple[Path, Path]):
+    config, run_dir = own
+
     def stamps() -> dict[Path, int]:
         files = (file for file in run_dir.rglob("*") if file.is_file() and file.name != "lock")
         return {file: file.stat().st_mtime_ns for file in files}
 
     before = stamps()
-    status, output = strata("run", finished[0])
+    status, output = strata("run", config)
     assert status == 0
     assert "Winners" in output
     assert "harvest " not in output
     assert stamps() == before
 
 
-def test_a_finished_run_is_told_to_another_server_that_is_named_later(
-    finished: tuple[Path, str], tmp_path: Path
-):
-    shutil.copytree(finished[0].parent / "runs", tmp_path / "runs")
-    uri = f"sqlite:///{tmp_path / 'other.db'}"
-    status, output = strata("run", write_config(tmp_path), "--set", f"tracking.uri={uri}")
-    assert status == 0, output
-    client = MlflowClient(uri)
+def test_a_finished_run_is_told_to_another_server_that_is_named_later(own: tuple[Path, Path]):
+    client = MlflowClient(f"sqlite:///{own[0].parent / 'other.db'}")
     told = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sorted(run.data.tags["kind"] for run in told) == ["run", *["stage"] * 7, *["trial"] * 4]
     assert all(run.data.metrics["peak_lr"] == 1e-3 for run in told if "k" in run.data.params)
@@ -178,9 +186,8 @@ def test_mlflow_has_the_run_its_stages_its_trials_and_their_curves(
     }
 
 
-def test_the_report_holds_every_figure_and_can_be_written_again(
-    finished: tuple[Path, str], run_dir: Path
-):
+def test_the_report_holds_every_figure_and_can_be_written_again(own: tuple[Path, Path]):
+    config, run_dir = own
     page = run_dir / "report" / "index.html"
     text = page.read_text()
     assert len(re.findall('<img src="data:image/(png|svg[+]xml);base64,', text)) in (9, 10)
@@ -188,23 +195,22 @@ def test_the_report_holds_every_figure_and_can_be_written_again(
     assert not re.search(r"<(script|link|img)[^>]* (src|href)=.?http", text)
     assert len(text) < 10e6
     page.unlink()
-    status, output = strata("report", finished[0])
+    status, output = strata("report", config)
     assert status == 0, output
     assert page.read_text() == text
 
 
-def test_runs_lists_the_run(finished: tuple[Path, str], run_dir: Path):
+def test_runs_lists_the_run(run_dir: Path):
     status, output = strata("runs", run_dir)
     assert status == 0, output
     assert "finished" in output
     assert "test" in output
 
 
-def test_another_configuration_for_the_same_directory_is_refused(
-    finished: tuple[Path, str], run_dir: Path
-):
+def test_another_configuration_for_the_same_directory_is_refused(own: tuple[Path, Path]):
+    config, run_dir = own
     before = (run_dir / "summary.json").read_bytes()
-    status, output = strata("run", finished[0], "--set", "sweep.k=[8,16]")
+    status, output = strata("run", config, "--set", "sweep.k=[8,16]")
     assert status == 2
     assert "sweep.k: [8] there, [8, 16] now" in output
     assert "Traceback" not in output

@@ -175,7 +175,8 @@ def test_mlflows_pages_listen_on_this_machine_alone(finished: tuple[Path, str]):
         assert found == {"127.0.0.1"}
     finally:
         for each in (*process.children(recursive=True), process):
-            each.kill()
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         server.communicate()
 
 
