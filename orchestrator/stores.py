@@ -13,8 +13,7 @@ from storage.layout import StoreSpec
 from storage.windows import chunks_to_mix, segments
 
 SHARD_GROWTH = 4
-"""Times `shard_mib` that a shard may have where single sequences are larger than `chunk_mib`: it then holds as
-many sequences as it has chunks, and with fewer of them batches mix worse (docs/configuration.md)."""
+"""Times `shard_mib` that a shard may have where single sequences are larger than `chunk_mib`."""
 
 
 def n_sequences(cfg: RunConfig, rows_per_sequence: int) -> dict[str, int]:
@@ -70,7 +69,9 @@ def store_spec(
         rows_per_sequence=rows,
         first_position=first_position,
         sequences_per_chunk=max(1, round(chunk_bytes / sequence_bytes)),
-        chunks_per_shard=_chunks_per_shard(chunk_bytes, shard_bytes, sequence_bytes),
+        chunks_per_shard=_chunks_per_shard(
+            chunk_bytes, shard_bytes, sequence_bytes, is_mixed=name == "train"
+        ),
         seed=cfg.seed,
         dtype=cfg.harvest.dtype,
         codec=cfg.harvest.codec,
@@ -91,10 +92,17 @@ def source_of(model: ModelSource, weights: str | None, tokens: str) -> str:
     return hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
-def _chunks_per_shard(chunk_bytes: float, shard_bytes: float, sequence_bytes: int) -> int:
-    """As many as are set, which may be more bytes where a sequence is larger than a chunk."""
+def _chunks_per_shard(
+    chunk_bytes: float, shard_bytes: float, sequence_bytes: int, is_mixed: bool
+) -> int:
+    """As many as are set; more bytes where a sequence is larger than a chunk, and more chunks where rows are mixed.
+
+    The larger a chunk is, the fewer a window has room for. It mixes as many sequences as before if a shard,
+    whose sequences are all in each of its chunks, has as many more of them (docs/configuration.md).
+    """
+    growth = max(1.0, sequence_bytes / chunk_bytes) if is_mixed else 1.0
     most = SHARD_GROWTH * shard_bytes / sequence_bytes
-    return max(1, min(round(shard_bytes / chunk_bytes), int(most)))
+    return max(1, int(min(round(growth * shard_bytes / chunk_bytes), most)))
 
 
 def window_chunks(cfg: RunConfig, spec: StoreSpec) -> int:

@@ -98,7 +98,8 @@ def test_no_document_of_the_validation_slab_is_in_the_pilot_or_trained_on(tmp_pa
     [
         (768, 512, 128, 11, 16),
         (4096, 1024, 128, 1, 16),  # a sequence is a chunk
-        (8192, 1024, 128, 1, 16),  # and from here on larger than chunk_mib
+        (5120, 1024, 128, 1, 20),  # and from here on larger than chunk_mib
+        (8192, 1024, 128, 1, 32),
         (4096, 8192, 128, 1, 8),
         (4096, 8192, 16, 1, 1),
         (4096, 8192, 1024, 1, 64),
@@ -112,6 +113,8 @@ def test_a_shard_grows_with_long_sequences_to_four_times_what_is_set(
     cfg = config(tmp_path, tokens=10**8, shard_mib=shard_mib)
     store = spec(cfg, "train", d_model, 1, context=context, first_position=0)
     assert (store.sequences_per_chunk, store.chunks_per_shard) == (sequences, chunks)
+    kept = spec(cfg, "pilot", d_model, 0, context=context, first_position=0)  # it is not mixed
+    assert kept.chunks_per_shard == min(chunks, shard_mib // 8)
 
 
 @pytest.mark.parametrize("groups", [1, 3, 7])

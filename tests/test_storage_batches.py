@@ -190,6 +190,7 @@ SHAPES = {
     "llama-2-13b": (5120, 4096),
     "llama-3-8b": (4096, 8192),
     "mistral-7b": (4096, 32_768),
+    "llama-3-70b": (8192, 8192),
 }
 """Width and longest sequence of models."""
 
