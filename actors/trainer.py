@@ -110,7 +110,7 @@ class Trainer:
         self._goes_on = False
         """Whether some of them were taken here, and not before a restart alone."""
         trial.folder.mkdir(parents=True, exist_ok=True)
-        if ranks.of_first((trial.folder / "fit.safetensors").is_file()):
+        if ranks.of_first(trial.checkpoint_file.is_file()):
             self._resume()
         else:
             self._fit.initialise(*self._given().rows)  # it is trained on as well
@@ -191,7 +191,7 @@ class Trainer:
         self._feed.leave()
 
     def finish(self) -> dict[str, Any]:
-        """Judge the autoencoder on the validation store and write it with its result.
+        """Judge the autoencoder on the validation store, write it with its result, and drop the checkpoint.
 
         Returns:
             The trial's settings with `fvu` (mean over the group's layers; lower is better;
@@ -221,6 +221,7 @@ class Trainer:
         }
         if self._writes:
             write_file(self.trial.result_file, [json.dumps(sealed(result), indent=1).encode()])
+            self.trial.checkpoint_file.unlink(missing_ok=True)  # it has three times the bytes
         return result
 
     @property
@@ -241,7 +242,7 @@ class Trainer:
             ) from error
         if state.get("trial", self.trial.id) != self.trial.id:
             raise InputError(
-                f"{self.trial.folder / 'fit.safetensors'} is of the trial {state['trial']}, and was copied to the "
+                f"{self.trial.checkpoint_file} is of the trial {state['trial']}, and was copied to the "
                 f"folder of {self.trial.id}; delete that file, and the same command trains it from its begin"
             )
         self.cursor = Cursor(**state["cursor"])

@@ -1,7 +1,7 @@
 """A trial of a sweep: one autoencoder to fit on one group of layers.
 
 Everything it knows lies in its folder: `metrics.jsonl` (a line per report), a checkpoint (weights, optimizer, statistics,
-random state, place in the data), `stopped.json` if it was given up, and at the end the autoencoder and
+random state, place in the data) until it has ended, `stopped.json` if it was given up, and at the end the autoencoder and
 `result.json`, written last.
 """
 
@@ -53,6 +53,11 @@ class Trial:
     def result_file(self) -> Path:
         """Exists when the trial is finished."""
         return self.folder / "result.json"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Exists while there is a step to go on from."""
+        return self.folder / "fit.safetensors"
 
     @property
     def metrics_file(self) -> Path:

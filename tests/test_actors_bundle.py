@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from actors.bundle import Bundle, bundles
 from actors.trainer import feed_of
@@ -69,10 +68,6 @@ def left(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
     return {
         trial.id: {
             "weights": (trial.folder / "sae" / "sae.safetensors").read_bytes(),
-            "state": {
-                name: tensor.numpy().tobytes()
-                for name, tensor in load_file(trial.folder / "fit.safetensors").items()
-            },
             "result": timeless(result_of(trial)),
             "curve": [timeless(row) for row in trial.rows],
         }
@@ -243,7 +238,7 @@ def test_a_member_whose_checkpoint_is_damaged_is_left_behind(
     first = Bundle(mine)
     first.advance(3)
     first.pause()
-    file = mine[0].folder / "fit.safetensors"
+    file = mine[0].checkpoint_file
     file.write_bytes(file.read_bytes()[:-1])
     bundle = Bundle(mine)
     assert set(bundle.failures) == {mine[0].id}

@@ -60,11 +60,10 @@ def assert_same_end(ours: Trial, theirs: Trial) -> None:
     for mine, row in zip(ours.rows, theirs.rows, strict=True):
         for key in row.keys() - TIMES:
             assert mine[key] == pytest.approx(row[key], rel=NEAR, abs=NEAR), key
-    for file in ("fit.safetensors", "sae/sae.safetensors"):
-        mine, whole = (load_file(t.folder / file) for t in (ours, theirs))
-        assert mine.keys() == whole.keys()
-        for name, tensor in whole.items():
-            torch.testing.assert_close(mine[name], tensor, rtol=NEAR, atol=NEAR, msg=name)
+    mine, whole = (load_file(t.folder / "sae" / "sae.safetensors") for t in (ours, theirs))
+    assert mine.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=NEAR, atol=NEAR, msg=name)
 
 
 @pytest.mark.parametrize(("n", "n_dictionary"), [(2, 2), (4, 2)])
@@ -99,9 +98,8 @@ def test_ranks_that_were_cut_short_end_with_the_bits_of_those_that_were_not(grou
     groups[4](trial_trained, whole, 2)
     groups[4](trial_trained, cut, 2, 6)
     groups[4](trial_trained, cut, 2)
-    for file in ("fit.safetensors", "sae/sae.safetensors"):
-        mine, theirs = (load_file(t.folder / file) for t in (cut, whole))
-        assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items()), file
+    mine, theirs = (load_file(t.folder / "sae" / "sae.safetensors") for t in (cut, whole))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
 
 
 def test_all_ranks_end_where_the_trial_was_given_up(groups, trial: Trial):

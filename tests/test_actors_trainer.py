@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_trial_is_refused(trial: Trial):
     bundle = Bundle([sibling])
     bundle.advance(3)
     bundle.pause()
-    (sibling.folder / "fit.safetensors").rename(trial.folder / "fit.safetensors")
+    sibling.checkpoint_file.rename(trial.checkpoint_file)
     with pytest.raises(
         InputError, match=r"fit\.safetensors is of the trial sibling, .* delete that file"
     ):
@@ -169,7 +169,7 @@ def test_a_checkpoint_between_two_reports_is_gone_on_from_to_the_same_bits(
         long.save_request.touch()
     training = threading.Thread(target=bundle.advance, args=(150,))
     training.start()
-    file = long.folder / "fit.safetensors"
+    file = long.checkpoint_file
     while training.is_alive() and (long.save_request.exists() or not file.exists()):
         time.sleep(0.001)
     assert training.is_alive(), "ended before it wrote one"
@@ -177,6 +177,7 @@ def test_a_checkpoint_between_two_reports_is_gone_on_from_to_the_same_bits(
     crashed.folder.mkdir()
     shutil.copy(file, crashed.folder)
     training.join()
+    assert not file.exists(), "kept after the end"
     again = Bundle([crashed])
     step = again.step
     assert 0 < step < 150

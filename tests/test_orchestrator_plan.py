@@ -18,6 +18,7 @@ from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan, plan, refuse_what_cannot_fit
 from orchestrator.planning.rounding import int8_cost, told
 from orchestrator.run_directory import RunDirectory
+from orchestrator.sweeps.candidates import foreseen
 from storage.activations import ActivationStore
 from storage.places import place
 from storage.sizes import store_bytes
@@ -221,7 +222,12 @@ def test_a_space_is_counted_trial_by_trial_and_at_its_largest(cfg: RunConfig):
     narrow, wide = of(encoders=["dense"]), of(encoders=["dense"], d_sae=512)
     both = of(encoders=["dense"], vary={"d_sae": [256, 512]})
     assert both.n_trials == narrow.n_trials + wide.n_trials == 4
-    assert both.disk_bytes["trials"] == narrow.disk_bytes["trials"] + wide.disk_bytes["trials"]
+    asha = {"stop": {"method": "asha"}}  # at whose rungs all may wait
+    apart = (of(encoders=["dense"], **asha), of(encoders=["dense"], d_sae=512, **asha))
+    together = of(encoders=["dense"], vary={"d_sae": [256, 512]}, **asha)
+    written = [found.disk_bytes["trials"] for found in (*apart, together)]
+    assert written[2] == pytest.approx(sum(written[:2]), rel=0.01)
+    assert both.disk_bytes["trials"] < written[2]
     assert both.actors == wide.actors
     larger = of(vary={"train": {"batch_tokens": [512, 4096]}})
     assert larger.actors["trainer"].host > narrow.actors["trainer"].host
@@ -232,13 +238,28 @@ def test_a_space_is_counted_trial_by_trial_and_at_its_largest(cfg: RunConfig):
     sizes = {"d_sae": {"min": 256, "max": 512}}
     for method in ("random", "optuna"):
         search = {"method": method, "trials": 5}
-        found = of(encoders=["dense"], vary=sizes, search=search)
+        found = of(encoders=["dense"], vary=sizes, search=search, **asha)
         assert found.n_trials == 10
         assert found.actors == wide.actors
-        most = 5 * wide.disk_bytes["trials"]
+        most = 5 * apart[1].disk_bytes["trials"]
         assert found.disk_bytes["trials"] == (
             pytest.approx(most, rel=0.5) if method == "random" else most
         )
+
+
+def test_a_finished_run_has_autoencoders_as_planned_twice_and_no_checkpoints(
+    finished: tuple[Path, str],
+):
+    """Its own, and MLflow's copies."""
+    runs, cfg = finished[0].parent / "runs", config_file.load(finished[0])
+    kept = [*runs.rglob("sae.safetensors")]
+    assert len(kept) == 8
+    d_model = describe(cfg.model).d_model
+    saes = [sae for group in (0, 1) for sae in foreseen(cfg, group, d_model)]
+    checkpoint = 3 * 4 * max(sae.n_parameters for sae in saes)
+    planned = disk.trials_bytes(cfg, saes, at_once=1) - checkpoint
+    assert sum(file.stat().st_size for file in kept) == pytest.approx(planned, rel=0.05)
+    assert not [*runs.rglob("fit.safetensors")]
 
 
 def test_what_int8_would_cost_is_what_it_costs(tmp_path: Path):

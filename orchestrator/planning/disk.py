@@ -1,6 +1,6 @@
 """Disk that a run takes, what of it is written already, and whether the rest has room."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import disk_usage
 
@@ -10,7 +10,6 @@ from orchestrator.errors import UserError
 from orchestrator.labels import size
 from orchestrator.planning import requests
 from orchestrator.run_directory import RunDirectory
-from orchestrator.sweeps.candidates import candidates, corners, n_candidates
 from sae.config import SaeConfig
 from storage.commits import CommitLog
 from storage.layout import StoreSpec
@@ -39,20 +38,21 @@ def token_bytes(shape: ModelShape, context: int, specs: Mapping[str, StoreSpec])
     return compressed + n_files * each + _TOKEN_METADATA_BYTES
 
 
-def trials_bytes(cfg: RunConfig, shape: ModelShape, group: int) -> int:
-    """Of the trials of one group.
+def trials_bytes(cfg: RunConfig, saes: Sequence[SaeConfig], at_once: int) -> int:
+    """Of trials, at most: their autoencoders, MLflow's copies where it writes beside the run, and checkpoints.
 
-    What Optuna will suggest is not known: each of its trials is taken to be the largest there can be.
+    Args:
+        cfg: Of the run.
+        saes: What they train.
+        at_once: That are trained at a time here; one that has ended has no checkpoint, and one that waits
+            at a rung has.
     """
-    known = [trial_bytes(found.sae) for found in candidates(cfg, group, shape.d_model)]
-    if cfg.sweep.search.method == "optuna":
-        return n_candidates(cfg, group) * max(map(trial_bytes, corners(cfg, shape.d_model, group)))
-    return sum(known)
-
-
-def trial_bytes(sae: SaeConfig) -> int:
-    """Bytes that a trial writes: weights twice, two moments, a counter per latent."""
-    return sae.n_parameters * 4 * _FLOAT + sae.d_sae * 8
+    sizes = sorted(sae.n_parameters * _FLOAT for sae in saes)
+    copies = 2 if cfg.tracking.sqlite_file or cfg.tracking.uri is None else 1
+    if cfg.sweep.stop.method == "asha" or cfg.compute.address:
+        at_once = len(sizes)
+    counters = max((sae.d_sae for sae in saes), default=0) * 8
+    return copies * sum(sizes) + sum(3 * n + counters for n in sizes[-at_once:])
 
 
 def left_bytes(

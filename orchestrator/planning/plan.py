@@ -15,7 +15,7 @@ from orchestrator.planning.memory import IMPORTED_BYTES, ActorMemory
 from orchestrator.run_directory import RunDirectory
 from orchestrator.stages.group_file import load_groups
 from orchestrator.stores import shards_within, store_spec
-from orchestrator.sweeps.candidates import n_candidates
+from orchestrator.sweeps.candidates import foreseen
 from storage.layout import StoreSpec
 from storage.places import place
 from storage.sizes import store_bytes
@@ -101,16 +101,18 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         )
         for name in ("pilot", "validation", "train")
     }
-    n_trials = sum(n_candidates(cfg, group) for group in range(n_groups))
+    saes = [sae for group in range(n_groups) for sae in foreseen(cfg, group, shape.d_model)]
+    n_trials = len(saes)
     arrays = {name: store_bytes(spec) for name, spec in specs.items()}
     parameters = parameter_count(cfg.model)
     n_actors = _n_actors(cfg, specs, n_trials)
     n_trainers = n_actors["trainer"]
+    at_once = n_trainers // cfg.compute.ranks.n_ranks * cfg.compute.trials_per_actor
     disk_bytes = {
         "tokens": disk.token_bytes(shape, context, specs),
         **{name: sum(sizes.values()) for name, sizes in arrays.items()},
         **_within_budget(cfg, specs["train"], is_known),
-        "trials": sum(disk.trials_bytes(cfg, shape, group) for group in range(n_groups)),
+        "trials": disk.trials_bytes(cfg, saes, at_once),
     }
     return Plan(
         run_dir=cfg.run_dir,

@@ -8,7 +8,7 @@ from orchestrator.planning import at_work, requests
 from orchestrator.planning.hardware import Hardware
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_load import StageLoad, samples
-from orchestrator.sweeps.candidates import candidates, corners, n_candidates
+from orchestrator.sweeps.candidates import foreseen
 from orchestrator.sweeps.tune_trial import reports
 from sae.config import SaeConfig
 from sae.parallel.payload import step_payload
@@ -28,7 +28,7 @@ def sweep(cfg: RunConfig, shape: ModelShape, figures: Plan, hardware: Hardware) 
     each, and wait for what they exchange.
     """
     spec, n_tokens = figures.specs["train"], cfg.sweep.tokens
-    groups = [_trained(cfg, shape, group) for group in range(figures.n_groups)]
+    groups = [foreseen(cfg, group, shape.d_model) for group in range(figures.n_groups)]
     saes = [sae for of_group in groups for sae in of_group]
     trainers = at_work.trainers(cfg.compute, hardware, list(map(len, groups)))
     row = spec.d_model * stored_dtype(spec.dtype).itemsize
@@ -79,11 +79,3 @@ def _exchange_seconds(cfg: RunConfig, sae: SaeConfig, hardware: Hardware) -> flo
     )
     sent = (1 - 1 / grid.n_ranks) * (2 * payload["all_reduce"] + payload["all_to_all"])
     return sent / hardware.link_bytes_per_second
-
-
-def _trained(cfg: RunConfig, shape: ModelShape, group: int) -> list[SaeConfig]:
-    """Of a group; of what Optuna will suggest, the largest there can be."""
-    if cfg.sweep.search.method != "optuna":
-        return [found.sae for found in candidates(cfg, group, shape.d_model)]
-    largest = max(corners(cfg, shape.d_model, group), key=lambda sae: sae.training_flops_per_token)
-    return [largest] * n_candidates(cfg, group)

@@ -11,7 +11,7 @@ from typing import Any
 from actors.trial import Trial
 from orchestrator.errors import UserError
 from orchestrator.labels import size
-from orchestrator.planning.disk import bytes_under, free_disk_bytes, trial_bytes
+from orchestrator.planning.disk import bytes_under, free_disk_bytes, trials_bytes
 from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.session import Session
@@ -132,7 +132,7 @@ def _refuse_what_cannot_fit(session: Session, spec: StoreSpec, trials: Sequence[
     store = sum(store_bytes(spec).values())
     if budget is not None and spec.n_bytes > budget:
         store = budget
-    needed = {"trials": sum(trial_bytes(trial.sae) for trial in trials)}
+    needed = {"trials": trials_bytes(session.cfg, [trial.sae for trial in trials], len(trials))}
     if run.store.folder is not None:
         needed["baselines.zarr"] = max(0, store - bytes_under(run.store.folder / "baselines.zarr"))
     free = free_disk_bytes(run.path)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
+from operator import attrgetter
 from random import Random
 
 from actors.trial import encoder_settings
@@ -97,6 +98,14 @@ def n_candidates(cfg: RunConfig, group: int) -> int:
     return len(k.ends) * (
         cfg.sweep.search.trials or math.prod(len(a.ends) for a in space.axes.values())
     )
+
+
+def foreseen(cfg: RunConfig, group: int, d_model: int) -> list[SaeConfig]:
+    """The autoencoders of a group; of what Optuna will suggest, the largest there can be."""
+    if cfg.sweep.search.method != "optuna":
+        return [found.sae for found in candidates(cfg, group, d_model)]
+    size = attrgetter("n_parameters", "training_flops_per_token")
+    return [max(corners(cfg, d_model, group), key=size)] * n_candidates(cfg, group)
 
 
 def corners(cfg: RunConfig, d_model: int, group: int | None = None) -> Iterator[SaeConfig]:
