@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -184,11 +185,15 @@ def _port(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    # SIGTERM, by which batch systems stop a job and Kubernetes a pod, is an interruption as well.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _main(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("strata: interrupted; the same command continues where this one stopped\n")
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _main(arguments: list[str] | None) -> int:

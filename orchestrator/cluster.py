@@ -45,7 +45,7 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         _join(cfg.address)
     else:
         _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
-    # With it a job is stopped and a pod ended; Ray would print a stack of addresses.
+    # Ray has put one in its place that prints a stack of addresses.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

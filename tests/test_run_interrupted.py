@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import SMALL_RUN, harvested, start, wait_until
+from tests.runs import SMALL_RUN, harvested, start, wait_until, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,6 +30,21 @@ def test_a_signal_ends_the_run_with_a_word_on_how_to_go_on(
         assert "strata: interrupted; the same command continues where this one stopped" in output
         assert "Traceback" not in output
         assert "***" not in output, "a stack of addresses"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_before_ray_is_there_ends_it_with_the_same_word(
+    tmp_path: Path, end: signal.Signals
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = start("run", write_config(tmp_path))
+    wait_until(run, lambda: "libtorch" in Path(f"/proc/{run.pid}/maps").read_text())
+    run.send_signal(end)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 1, output
+    said = "strata: interrupted; the same command continues where this one stopped\n"
+    assert output.endswith(said)
+    assert "Traceback" not in output
 
 
 def test_trials_under_way_are_saved_before_an_interrupted_run_ends(
