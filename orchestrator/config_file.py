@@ -227,7 +227,7 @@ def _known_keys(location: Location) -> list[str]:
     """The settings of the section at `location`; for a union, those of all its members."""
     types: list[Any] = [RunConfig]
     for step in location:
-        if isinstance(step, str):
+        if isinstance(step, str) and not step.isdigit():
             types = [f.type for t in types for f in dataclasses.fields(t) if f.name == step]
         types = [member for t in types for member in _dataclasses_in(t)]
     return sorted({f.name for t in types for f in dataclasses.fields(t)})
@@ -303,10 +303,12 @@ def _before_pruning(location: Location, dropped: Sequence[Location]) -> Location
 def _disguised(raw: Any, parsed: Any, location: Location) -> Iterator[Problem]:
     """Text and truth values that pydantic took for numbers."""
     if isinstance(raw, Mapping) and isinstance(parsed, Mapping):
-        for key in raw:
-            if isinstance(key, str) and key.isdigit() and int(key) in raw:
+        for key, value in raw.items():
+            # What --set gives is text.
+            meant = int(key) if isinstance(key, str) and key.isdigit() else key
+            if meant != key and meant in raw:
                 yield (*location, key), f"{key!r} and {key} are the same number; keep one"
-            yield from _disguised(raw[key], parsed.get(key), (*location, key))
+            yield from _disguised(value, parsed.get(meant), (*location, key))
     elif isinstance(raw, list) and isinstance(parsed, list | tuple):
         for i, (a, b) in enumerate(zip(raw, parsed, strict=True)):
             yield from _disguised(a, b, (*location, i))
