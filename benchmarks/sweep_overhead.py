@@ -54,7 +54,7 @@ class Size:
             "sweep": {
                 "k": [32],
                 "encoders": ["dense", {"h": 128, "m": 2, "n": 4}],
-                "tokens": 3_200_000,
+                "tokens": 4_800_000,
             }
         }
     )

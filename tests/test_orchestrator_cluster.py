@@ -89,6 +89,14 @@ def test_an_actor_too_large_for_the_cluster_is_refused(pool: Pool):
     ):
         with pytest.raises(UserError, match=told):
             Placement.of(ComputeConfig(cpus=2, **asked), NODES).wait_for_room()
+    told = []
+    nodes = Nodes(told.append)
+    nodes.leave_out(next(iter(nodes.usable())), "here", "it has no disk")
+    assert told == ["warning: node here is left out from here on: it has no disk"]
+    with pytest.raises(
+        UserError, match=r"is 0 CPUs at most, 1 more being left out for the reasons"
+    ):
+        Placement.of(CFG, nodes).wait_for_room()
     two, three = (ComputeConfig(cpus=2, ranks_per_trial=n) for n in (2, 3))
     Placement.of_trainers(two, NODES).wait_for_room()
     assert (Placement.of(two, NODES).room(), Placement.of_trainers(two, NODES).room()) == (2, 1)
