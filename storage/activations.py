@@ -108,6 +108,10 @@ class ActivationStore:
         there = set(self._commits.shards()) - set(self._commits.released())
         return sorted(set(range(self.spec.n_shards)) - there)
 
+    def has_columns(self, shards: range) -> bool:
+        """Whether all of some shards are written, or were before their activations were released."""
+        return all(shard in self._commits for shard in shards)
+
     def committed(self) -> dict[int, ShardRecord]:
         """The commit records of the shards that are written, ascending.
 

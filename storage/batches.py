@@ -162,11 +162,19 @@ class ShuffledBatches:
 
     def _windows(self, epoch: int, skip: int) -> Iterator[Window]:
         """The windows of an epoch, the first without the rows that are skipped."""
+        held: list[range] = []
         for number, shards in enumerate(self._segments):
             if self._ring:
-                held, then = self._segments[number - 1 : number], self._segments[number + 1 :][:1]
+                # What was passed before has columns still; that is enough to skip it.
+                if skip and self._store.has_columns(shards):
+                    n_kept = self._n_kept(shards)
+                    if skip >= n_kept:
+                        skip -= n_kept
+                        continue
+                then = self._segments[number + 1 :][:1]
                 if not self._ring.wait_for(self._store, epoch, shards, then, held):
                     return
+                held = [shards]
             self._scan(shards)
             first_chunk = shards[0] * self._store.spec.chunks_per_shard
             windows = [first_chunk + window for window in self._order(epoch, number)]
@@ -208,6 +216,13 @@ class ShuffledBatches:
                 rows = keep[begin : begin + spec.chunk_rows]
                 self._kept[chunk] = np.packbits(rows).tobytes()
                 self._counts[chunk] = int(rows.sum())
+
+    def _n_kept(self, shards: range) -> int:
+        """Rows of some shards that are kept."""
+        self._scan(shards)
+        spec = self._store.spec
+        first, last = (shard * spec.chunks_per_shard for shard in (shards.start, shards.stop))
+        return sum(self._counts[chunk] for chunk in range(first, min(last, spec.n_chunks)))
 
     def _is_kept(self, chunk: int) -> Bool[np.ndarray, " rows"]:
         start, stop = self._store.spec.chunk_range(chunk)

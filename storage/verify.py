@@ -72,6 +72,7 @@ class Verification:
         self.damages: list[Damage] = []
         """What is found so far."""
         self._checks: list[_Check] = []
+        self._commits: CommitLog | None = None
         try:
             root = read_root(self.place, kind)
             spec = (StoreSpec if kind == "activation" else TokenSpec).from_json(root.spec)
@@ -98,12 +99,12 @@ class Verification:
             for check, damage in zip(
                 self._checks, pool.map(self._damage, self._checks), strict=True
             ):
-                if damage:
+                if damage and not self._was_released(check):
                     self.damages.append(damage)
                 yield check.record.n_bytes
 
     def _add_shards(self, root: Root, spec: StoreSpec, complete: bool) -> None:
-        commits = CommitLog(self.place, spec.digest)
+        self._commits = commits = CommitLog(self.place, spec.digest)
         released, there = set(commits.released()), set(commits.shards())
         for shard in sorted(there | set(range(spec.n_shards if complete else 0))):
             file = f"commits/{shard:06d}.json"
@@ -128,6 +129,12 @@ class Verification:
 
     def _found(self, file: str, shard: int | None, what: str) -> None:
         self.damages.append(Damage(file=file, shard=shard, chunks=(), what=what))
+
+    def _was_released(self, check: _Check) -> bool:
+        """Whether the file has gone since, beside a run within a disk budget."""
+        if self._commits is None or check.shard is None or not check.chunks_per_shard:
+            return False
+        return self._commits.is_released(check.shard)
 
     def _damage(self, check: _Check) -> Damage | None:
         try:

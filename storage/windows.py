@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -52,13 +53,13 @@ def chunks_to_mix(spec: StoreSpec, batch_rows: int) -> int:
 def segments(n_shards: int, window_chunks: int) -> list[range]:
     """The shards that are mixed with one another, one segment after the other in every epoch.
 
-    As many shards as a window has chunks, so that each chunk of a window can be of another shard. So
-    an epoch can be read from a store that holds only a few segments at a time (`storage.ring`).
+    Each of as many shards as a window has chunks, or somewhat more, alike in size: so each chunk of a window
+    can be of another shard, also at the end of an epoch. And an epoch can be read from a store that holds only a
+    few segments at a time (`storage.ring`).
     """
-    return [
-        range(first, min(first + window_chunks, n_shards))
-        for first in range(0, n_shards, window_chunks)
-    ]
+    n = max(1, n_shards // window_chunks)
+    bounds = [n_shards * i // n for i in range(n + 1)]
+    return [range(first, last) for first, last in pairwise(bounds) if first < last]
 
 
 def chunk_windows(
@@ -66,22 +67,22 @@ def chunk_windows(
 ) -> list[Int64[np.ndarray, " chunks"]]:
     """The chunks of a segment in the seeded order of an epoch, window by window, counted from 0.
 
-    Each window takes chunks from as many different shards as it can: always from the shards that
-    have the most chunks left, ties broken by the seed, each shard once before any comes again.
+    Windows are alike in size: a last one of what is left over would mix few sequences. Each takes chunks from
+    as many different shards as it can: always from the shards that have the most chunks left, ties broken by
+    the seed, each shard once before any comes again.
     """
     order = permutation(n_chunks, seed, Stream.EPOCH_CHUNKS, epoch, segment)
     n_shards = -(-n_chunks // chunks_per_shard)
     shard_of = order // chunks_per_shard
     left = np.bincount(shard_of, minlength=n_shards)
     queues = np.split(order[np.argsort(shard_of, kind="stable")], np.cumsum(left)[:-1])
-    windows = []
-    while left.any():
+    windows: list[np.ndarray] = []
+    n_windows = -(-n_chunks // window_chunks)
+    for index in range(n_windows):
         window: list[np.ndarray] = []
-        room = min(window_chunks, int(left.sum()))
+        room = n_chunks * (index + 1) // n_windows - n_chunks * index // n_windows
         while room:
-            ties = draw(
-                seed, Stream.EPOCH_CHUNKS, epoch, segment, len(windows) + 1, np.arange(n_shards)
-            )
+            ties = draw(seed, Stream.EPOCH_CHUNKS, epoch, segment, index + 1, np.arange(n_shards))
             chosen = np.lexsort((ties, -left))[: min(room, int((left > 0).sum()))]
             left[chosen] -= 1
             window.append(np.array([queues[shard][left[shard]] for shard in chosen], np.int64))

@@ -31,8 +31,10 @@ def batches(store: ActivationStore, ring: RingReader | None = None) -> ShuffledB
 
 
 @contextmanager
-def written_on_demand(folder: Path, most: list[int]) -> Iterator[Path]:
-    """A ring, written as it is asked for; `most` is told how many shards were there at a time."""
+def written_on_demand(
+    folder: Path, most: list[int], written: list[int] | None = None
+) -> Iterator[Path]:
+    """A ring, written as it is asked for; `most` is told how many shards were there at a time, `written` which are."""
     store = ActivationStore.create(folder / "ring.zarr", SPEC)
     writer = RingWriter(store, folder / "requests", ROOM)
     over = Event()
@@ -41,6 +43,8 @@ def written_on_demand(folder: Path, most: list[int]) -> Iterator[Path]:
         while not over.wait(0.005):
             for shard in writer.next_shards():
                 store.write_shard(shard, *shard_content(SPEC, shard))
+                if written is not None:
+                    written.append(shard)
                 most.append(len(list((folder / "ring.zarr/groups/0/x/c").glob("*/0"))))
 
     thread = Thread(target=work, daemon=True)
@@ -104,6 +108,30 @@ def test_reading_goes_on_at_any_cursor(tmp_path):
             stream.close()
             for one, other in zip(rows, taken(whole.batches(Cursor(step=step)), 2), strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_what_was_passed_before_is_not_written_again_for_a_reader_that_goes_on(tmp_path):
+    store = ActivationStore.create(tmp_path / "ring.zarr", SPEC)
+    n = batches(filled_store(tmp_path / "whole.zarr", SPEC)).batches_per_epoch
+    written: list[int] = []
+    with written_on_demand(tmp_path, [], written) as requests:
+        for start, n_steps in ((0, n - 1), (n - 1, 1)):
+            written.clear()
+            reader = RingReader(requests, "r")
+            stream = batches(ActivationStore.open(store.place), reader).batches(Cursor(step=start))
+            taken(stream, n_steps)
+            reader.leave()
+            stream.close()
+        assert not set(written) & set(range(4))
+
+
+def test_a_shard_that_is_released_while_its_store_is_verified_is_not_damaged(tmp_path):
+    store = filled_store(tmp_path / "s", SPEC)
+    verification = Verification(tmp_path / "s", "activation")
+    store.release(3)
+    (tmp_path / "s" / "groups" / "0" / "x" / "c" / "4" / "0").unlink()
+    list(verification.run(1))
+    assert [damage.shard for damage in verification.damages] == [4]
 
 
 def test_a_released_shard_is_missing_until_it_is_written_again_and_nothing_is_damaged(tmp_path):
