@@ -44,30 +44,29 @@ def trials_bytes(cfg: RunConfig, saes: Sequence[SaeConfig], at_once: int) -> int
     Args:
         cfg: Of the run.
         saes: What they train.
-        at_once: That are trained at a time here; one that has ended has no checkpoint, and one that waits
-            at a rung has.
+        at_once: That are trained at a time here; one that has ended has no checkpoint, one that waits
+            at a rung has, and one that is writing the next has both.
     """
     sizes = sorted(sae.n_parameters * _FLOAT for sae in saes)
+    checkpoints = [3 * size + max(sae.d_sae for sae in saes) * 8 for size in sizes]
     copies = 2 if cfg.tracking.sqlite_file or cfg.tracking.uri is None else 1
-    if cfg.sweep.stop.method == "asha" or cfg.compute.address:
-        at_once = len(sizes)
-    counters = max((sae.d_sae for sae in saes), default=0) * 8
-    return copies * sum(sizes) + sum(3 * n + counters for n in sizes[-at_once:])
+    any_may_wait = cfg.sweep.stop.method == "asha" or cfg.compute.address
+    waiting = checkpoints if any_may_wait else checkpoints[-at_once:]
+    return copies * sum(sizes) + sum(waiting) + sum(checkpoints[-at_once:])
 
 
 def left_bytes(
-    run: RunDirectory, planned: Mapping[str, int], specs: Mapping[str, StoreSpec], n_trials: int
+    run: RunDirectory, planned: Mapping[str, int], specs: Mapping[str, StoreSpec], trials: int
 ) -> dict[str, int]:
     """Of what is planned in the run directory, what is still to be written: nothing of what is there and whole.
 
     Args:
         run: Where.
-        planned: Bytes by store, and of the `trials`.
+        planned: Bytes by store.
         specs: Of the activation stores.
-        n_trials: How many there will be.
+        trials: Bytes of those that are to be trained yet.
     """
-    n_done = sum(1 for _ in run.trials.glob("*/result.json"))
-    left = {"trials": planned["trials"] * max(0, n_trials - n_done) // n_trials}
+    left = {"trials": trials}
     if run.store.folder is not None:
         left["tokens"] = 0 if has_metadata(run.tokens) else planned["tokens"]
         for name, store in (

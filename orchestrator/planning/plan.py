@@ -1,6 +1,7 @@
 """What a run will need, before anything starts: disk, memory, rows and trials."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import psutil
@@ -102,7 +103,8 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         for name in ("pilot", "validation", "train")
     }
     saes = [sae for group in range(n_groups) for sae in foreseen(cfg, group, shape.d_model)]
-    n_trials = len(saes)
+    saes.sort(key=attrgetter("n_parameters"))
+    n_trials, n_done = len(saes), sum(1 for _ in run.trials.glob("*/result.json"))
     arrays = {name: store_bytes(spec) for name, spec in specs.items()}
     parameters = parameter_count(cfg.model)
     n_actors = _n_actors(cfg, specs, n_trials)
@@ -125,7 +127,9 @@ def plan(cfg: RunConfig, shape: ModelShape) -> Plan:
         rows={name: spec.n_rows for name, spec in specs.items()},
         arrays=arrays,
         disk_bytes=disk_bytes,
-        left_bytes=disk.left_bytes(run, disk_bytes, specs, n_trials),
+        left_bytes=disk.left_bytes(
+            run, disk_bytes, specs, disk.trials_bytes(cfg, saes[n_done:], at_once)
+        ),
         actors={
             "harvester": memory.harvester(cfg, shape, parameters, specs),
             "grouper": memory.grouper(specs["pilot"]),
