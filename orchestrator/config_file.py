@@ -76,7 +76,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
 
 def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:
     """Turn plain data into a `RunConfig`; `origin` names it in errors."""
-    adapter = TypeAdapter(RunConfig)
+    adapter, raw = TypeAdapter(RunConfig), _numbered(raw)
     try:
         cfg = adapter.validate_python(raw, extra="forbid")
         problems = list(_disguised(raw, adapter.dump_python(cfg), ()))
@@ -88,6 +88,9 @@ def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:
     faulty = [location for location, _ in problems]
     hidden = {step for *_, step in filter(None, faulty) if isinstance(step, str)}
     pruned = _without(raw, faulty)
+    replaced = [
+        at for at, value in _STAND_INS.items() if (pruned.get(at[0]) or {}).get(at[1]) is value
+    ]
     try:
         adapter.validate_python(pruned, extra="forbid")
     except ValidationError as error:
@@ -96,6 +99,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:
             (location, text)
             for location, text in found
             if not text.startswith("is missing")
+            and not any(location[: len(stand)] == stand for stand in replaced)
             and location not in _COUNTING
             and not any(known[: len(location)] == location for known in faulty)
             and not hidden & set(re.findall(r"\w+", text))
@@ -153,7 +157,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: give section.key=value, for instance sweep.k=[16,32]")
-    *sections, key = path.strip().split(".")
+    # Only groups are named by numbers.
+    *sections, key = (int(s) if s.isdecimal() else s for s in path.strip().split("."))
     for section in sections:
         inner = raw.setdefault(section, {})
         if not isinstance(inner, dict):
@@ -163,6 +168,17 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw[key] = yaml.load(value, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not YAML: {error}") from None
+
+
+def _numbered(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The data with groups that are named by text, as "0", under their numbers."""
+    sweep = raw.get("sweep")
+    groups = sweep.get("groups") if isinstance(sweep, Mapping) else None
+    if not isinstance(groups, Mapping):
+        return raw
+    numbers = {key: int(key) for key in groups if isinstance(key, str) and key.isdecimal()}
+    free = {key: n for key, n in numbers.items() if n not in groups and str(n) == key}
+    return {**raw, "sweep": {**sweep, "groups": {free.get(k, k): v for k, v in groups.items()}}}
 
 
 def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
@@ -214,9 +230,12 @@ def _remedy(item: dict[str, Any], location: Location) -> str:
     if kind == "dict_type":
         return f"{given!r} is no mapping of group numbers to settings; write {{0: {{k: [32]}}}}"
     if kind == "tuple_type" and isinstance(given, Mapping):
-        return f"{given!r} is a range or a section, and this takes a list; write [16, 32]"
-    if kind == "literal_error" and "encoders" in location:
+        example = "dense" if location[-1] == "encoders" else "16, 32"
+        return f"{given!r} is a range or a section, and this takes a list; write [{example}]"
+    if kind == "literal_error" and "encoders" in location and isinstance(location[-1], int):
         return f"{given!r} is no encoder; give dense, {{h: 64, m: 4, n: 4}} or {{kron: {{m: [2], n: [4]}}}}"
+    if kind == "tuple_type" and isinstance(location[-1], int):
+        return f"{given!r} is not a list, and each value here is one; write [[{given}], ...]"
     if kind == "tuple_type":
         return f"{given!r} is not a list; write [{given}]"
     message = item["msg"].removeprefix("Input ").replace("'", "")
@@ -227,7 +246,7 @@ def _known_keys(location: Location) -> list[str]:
     """The settings of the section at `location`; for a union, those of all its members."""
     types: list[Any] = [RunConfig]
     for step in location:
-        if isinstance(step, str) and not step.isdigit():
+        if isinstance(step, str):
             types = [f.type for t in types for f in dataclasses.fields(t) if f.name == step]
         types = [member for t in types for member in _dataclasses_in(t)]
     return sorted({f.name for t in types for f in dataclasses.fields(t)})
@@ -259,7 +278,7 @@ def _section(raw: Any, location: Location) -> Any:
     return raw if isinstance(raw, Mapping) else None
 
 
-_STAND_INS: Mapping[Location, Any] = {
+_STAND_INS: Mapping[tuple[str, str], Any] = {
     ("harvest", "tokens"): 1,
     ("sweep", "d_sae"): 1,
     ("sweep", "k"): [1],
@@ -304,11 +323,11 @@ def _disguised(raw: Any, parsed: Any, location: Location) -> Iterator[Problem]:
     """Text and truth values that pydantic took for numbers."""
     if isinstance(raw, Mapping) and isinstance(parsed, Mapping):
         for key, value in raw.items():
-            # What --set gives is text.
-            meant = int(key) if isinstance(key, str) and key.isdigit() else key
-            if meant != key and meant in raw:
-                yield (*location, key), f"{key!r} and {key} are the same number; keep one"
-            yield from _disguised(value, parsed.get(meant), (*location, key))
+            if isinstance(key, str) and key.isdecimal():
+                yield (*location, key), f"{key!r} and {int(key)} are the same number; keep one"
+            if isinstance(key, bool):
+                yield (*location, key), f"{key} is no number of a group; write one"
+            yield from _disguised(value, parsed.get(key), (*location, key))
     elif isinstance(raw, list) and isinstance(parsed, list | tuple):
         for i, (a, b) in enumerate(zip(raw, parsed, strict=True)):
             yield from _disguised(a, b, (*location, i))

@@ -243,7 +243,7 @@ def test_what_the_door_lets_through_can_be_built(
         ),
         (
             {"vary": {"prefixes": [16, 64]}},
-            "sweep.vary.prefixes[0]: 16 is not a list; write [16]",
+            "sweep.vary.prefixes[0]: 16 is not a list, and each value here is one",
             2,
         ),
         ({"vary": {"k": [4]}}, "sweep.vary.k: has a list of its own; move it up, to sweep.k", 1),
@@ -314,8 +314,10 @@ def test_what_the_door_lets_through_can_be_built(
         ({"stop": {"method": "asha", "reduction": 1}}, "sweep.stop.reduction: 1", 1),
         ({"groups": [{"k": [4]}]}, "sweep.groups: [{'k': [4]}] is no mapping of group numbers", 1),
         ({"groups": {0: {"kk": [4]}}}, "sweep.groups[0].kk: is not a setting; did you mean k?", 1),
-        ({"groups": {"0": {"lr": 1}}}, "sweep.groups.0.lr: is not a setting; known here: enc", 1),
-        ({"groups": {"0": {"k": ["4"]}}}, "sweep.groups.0.k[0]: '4' is not a number; write", 1),
+        ({"groups": {"0": {"lr": 1}}}, "sweep.groups[0].lr: is not a setting; known here: enc", 1),
+        ({"groups": {"0": {"k": ["4"]}}}, "sweep.groups[0].k[0]: '4' is not a number; write", 1),
+        ({"groups": {"0": {"k": [65]}}}, "sweep.groups[0].k[0]: 65 exceeds d_sae = 64", 1),
+        ({"groups": {True: {"k": [4]}}}, "sweep.groups[True]: True is no number of a group", 1),
         ({"groups": {-1: {"k": [4]}}}, "sweep.groups[-1]: there is no such group (from 0)", 1),
         (
             {"groups": {"0": {"k": [4]}, 0: {"k": [8]}}},

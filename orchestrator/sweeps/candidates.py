@@ -101,9 +101,14 @@ def n_candidates(cfg: RunConfig, group: int) -> int:
 
 
 def foreseen(cfg: RunConfig, group: int, d_model: int) -> list[SaeConfig]:
-    """The autoencoders of a group; of what Optuna will suggest, the largest there can be."""
+    """The autoencoders of a group; of what Optuna will suggest, the largest there can be.
+
+    Raises:
+        UserError: As `candidates`.
+    """
+    known = [found.sae for found in candidates(cfg, group, d_model)]
     if cfg.sweep.search.method != "optuna":
-        return [found.sae for found in candidates(cfg, group, d_model)]
+        return known
     size = attrgetter("n_parameters", "training_flops_per_token")
     return [max(corners(cfg, d_model, group), key=size)] * n_candidates(cfg, group)
 
