@@ -100,28 +100,31 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(path) as file:
+            yield from _parquet_rows(file, path, text_key)
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} is not a parquet file ({error}); write it again, or remove it from "
+            f"{path} can't be read as a parquet file ({error}); write it again, or remove it from "
             "corpus.paths"
         ) from error
-    with file:
-        if text_key not in file.schema_arrow.names:
-            raise InputError(
-                f"{path} has no column '{text_key}' (it has {', '.join(file.schema_arrow.names)}); "
-                "set corpus.text_key"
-            )
-        row = 0
-        for batch in file.iter_batches(columns=[text_key]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise InputError(
-                        f"{path}, row {row}: column '{text_key}' holds {text!r}, not a text; mend "
-                        "the row or set corpus.text_key"
-                    )
-                yield Document(name=f"{path}, row {row}", text=text)
-                row += 1
+
+
+def _parquet_rows(file: Any, path: Path, text_key: str) -> Iterator[Document]:
+    if text_key not in file.schema_arrow.names:
+        raise InputError(
+            f"{path} has no column '{text_key}' (it has {', '.join(file.schema_arrow.names)}); "
+            "set corpus.text_key"
+        )
+    row = 0
+    for batch in file.iter_batches(columns=[text_key]):
+        for text in batch.column(0).to_pylist():
+            if not isinstance(text, str):
+                raise InputError(
+                    f"{path}, row {row}: column '{text_key}' holds {text!r}, not a text; mend "
+                    "the row or set corpus.text_key"
+                )
+            yield Document(name=f"{path}, row {row}", text=text)
+            row += 1
 
 
 def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> InputError:

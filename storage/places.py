@@ -20,8 +20,8 @@ from storage.files import FileRecord, read_parts, sync, write_file
 
 
 def is_broken_url(location: str) -> bool:
-    """Whether it begins as a URL does, but with a single slash: as a path it would make a folder `s3:`."""
-    return re.match(r"[a-z0-9]+:/(?!/)", location) is not None
+    """Whether it begins as a URL does, but without both slashes: as a path it would make a folder `s3:`."""
+    return re.match(r"[a-z0-9]+:/(?!/)|(s3|gs|az):(?!//)", location) is not None
 
 
 def leads_out(name: str) -> bool:

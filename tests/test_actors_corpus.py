@@ -105,8 +105,13 @@ def test_a_bad_parquet_file_is_named(tmp_path: Path):
     (tmp_path / "a.parquet").write_text("no such thing")
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "c.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet is not a parquet file"):
-        texts(files(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"text": ["x" * 100, "y"]}), tmp_path / "d.parquet")
+    page = bytearray((tmp_path / "d.parquet").read_bytes())
+    page[4:40] = b"\xff" * 36
+    (tmp_path / "d.parquet").write_bytes(page)
+    for name in ("a", "d"):
+        with pytest.raises(InputError, match=rf"{name}\.parquet can't be read as a parquet file"):
+            texts(files(tmp_path / f"{name}.parquet"))
     with pytest.raises(InputError, match=r"b.parquet has no column 'text' \(it has body\)"):
         texts(files(tmp_path / "b.parquet"))
     with pytest.raises(InputError, match=r"c\.parquet, row 1: column 'text' holds None"):

@@ -107,6 +107,7 @@ def test_a_fault_does_not_cause_others_that_only_follow_from_it(tmp_path: Path):
             for store, fault in {
                 "": "is no folder and no URL of a bucket",
                 "s3:/bucket": "is no folder and no URL of a bucket",
+                "s3:bucket/a": "is no folder and no URL of a bucket",
                 "gs://bucket\0/x": "is no folder and no URL of a bucket",
                 "s3://bucket/../c": "leads out of its bucket",
             }.items()
