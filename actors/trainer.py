@@ -27,6 +27,7 @@ from storage.chunk_source import ChunkSource
 from storage.files import write_file
 from storage.ring import RingReader
 from storage.seal import sealed
+from storage.windows import READING_ORDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +173,7 @@ class Trainer:
         extra = {
             "trial": self.trial.id,
             "cursor": asdict(self.cursor),
+            "reading_order": READING_ORDER,
             **asdict(self._spent),
             "newest": self._rows[-1:],
             "unreported": self._newest
@@ -244,6 +246,11 @@ class Trainer:
             raise InputError(
                 f"{self.trial.checkpoint_file} is of the trial {state['trial']}, and was copied to the "
                 f"folder of {self.trial.id}; delete that file, and the same command trains it from its begin"
+            )
+        if state.get("reading_order", 1) != READING_ORDER:
+            raise InputError(
+                f"{self.trial.checkpoint_file} is of a version of Strata that reads rows in another order, so training "
+                "can't go on from there; delete that file, and the same command trains the trial from its begin"
             )
         self.cursor = Cursor(**state["cursor"])
         self._spent = Spent(seconds=state["seconds"], waited=state["waited"])

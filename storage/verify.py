@@ -99,7 +99,7 @@ class Verification:
             for check, damage in zip(
                 self._checks, pool.map(self._damage, self._checks), strict=True
             ):
-                if damage and not self._was_released(check):
+                if damage:
                     self.damages.append(damage)
                 yield check.record.n_bytes
 
@@ -130,13 +130,14 @@ class Verification:
     def _found(self, file: str, shard: int | None, what: str) -> None:
         self.damages.append(Damage(file=file, shard=shard, chunks=(), what=what))
 
-    def _was_released(self, check: _Check) -> bool:
-        """Whether the file has gone since, beside a run within a disk budget."""
-        if self._commits is None or check.shard is None or not check.chunks_per_shard:
-            return False
-        return self._commits.is_released(check.shard)
-
     def _damage(self, check: _Check) -> Damage | None:
+        damage = self._seen(check)
+        if damage and self._commits and check.shard is not None and check.chunks_per_shard:
+            # Beside a run within a disk budget it may have gone since, or gone and come again.
+            damage = None if self._commits.is_released(check.shard) else self._seen(check)
+        return damage
+
+    def _seen(self, check: _Check) -> Damage | None:
         try:
             found = self.place.record(check.file)
             if found == check.record:

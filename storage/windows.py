@@ -16,6 +16,9 @@ from storage.encoding import decode
 from storage.layout import StoreSpec
 from storage.row_memory import RowMemory
 
+READING_ORDER = 2
+"""Of docs/store_format.md: a cursor is a place in one order of rows. 1 cut segments and windows from the front."""
+
 FEWEST_CHUNKS = 64
 """Of a window."""
 

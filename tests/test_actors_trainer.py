@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors import save_clock
+from actors import save_clock, trainer
 from actors.bundle import Bundle
 from actors.errors import InputError
 from actors.save_clock import SaveClock
@@ -121,6 +121,19 @@ def test_what_a_trial_left_and_somebody_edited_is_told(trial: Trial):
         file.write_text(text)
         with pytest.raises(InputError, match=r"stopped\.json is damaged .*delete the whole folder"):
             _ = trial.stopped_at
+
+
+def test_a_checkpoint_whose_place_is_in_another_order_of_rows_is_refused(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+):
+    bundle = Bundle([trial])
+    bundle.advance(3)
+    bundle.pause()
+    monkeypatch.setattr(trainer, "READING_ORDER", 3)
+    with pytest.raises(
+        InputError, match=r"fit\.safetensors .*reads rows in another order.* delete"
+    ):
+        Bundle([trial])
 
 
 def test_a_checkpoint_of_another_trial_is_refused(trial: Trial):
