@@ -172,6 +172,7 @@ class Trainer:
         """Write the checkpoint: whatever happens next, training goes on from here."""
         extra = {
             "trial": self.trial.id,
+            "training": self._training,
             "cursor": asdict(self.cursor),
             "reading_order": READING_ORDER,
             **asdict(self._spent),
@@ -230,6 +231,14 @@ class Trainer:
     def _writes(self) -> bool:
         return self._ranks.number == 0
 
+    @property
+    def _training(self) -> str:
+        """What it is trained by, beside what the autoencoder's configuration says."""
+        trial = self.trial
+        return (
+            f"{trial.fit}, n_steps={trial.n_steps}, seed={trial.seed}, layers={list(trial.layers)}"
+        )
+
     def _given(self) -> Given:
         """This rank's part of the batch for the next step."""
         return self._feed.at(self.cursor).part_of(self._ranks)
@@ -246,6 +255,11 @@ class Trainer:
             raise InputError(
                 f"{self.trial.checkpoint_file} is of the trial {state['trial']}, and was copied to the "
                 f"folder of {self.trial.id}; delete that file, and the same command trains it from its begin"
+            )
+        if state.get("training", self._training) != self._training:
+            raise InputError(
+                f"{self.trial.checkpoint_file} is of a training with other settings ({state['training']} there, "
+                f"{self._training} now); restore them, or delete that file, and the same command trains from the begin"
             )
         if state.get("reading_order", 1) != READING_ORDER:
             raise InputError(

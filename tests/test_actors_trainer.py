@@ -123,12 +123,15 @@ def test_what_a_trial_left_and_somebody_edited_is_told(trial: Trial):
             _ = trial.stopped_at
 
 
-def test_a_checkpoint_whose_place_is_in_another_order_of_rows_is_refused(
+def test_a_checkpoint_of_other_settings_or_of_another_order_of_rows_is_refused(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ):
     bundle = Bundle([trial])
     bundle.advance(3)
     bundle.pause()
+    other = dataclasses.replace(trial, fit=dataclasses.replace(trial.fit, lr=0.5))
+    with pytest.raises(InputError, match=r"fit\.safetensors is of a training with other settings"):
+        Bundle([other])
     monkeypatch.setattr(trainer, "READING_ORDER", 3)
     with pytest.raises(
         InputError, match=r"fit\.safetensors .*reads rows in another order.* delete"

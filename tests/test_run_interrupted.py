@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import SMALL_RUN, harvested, start, wait_until, write_config
+from tests.runs import SMALL_RUN, harvested, start, strata, wait_until, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,6 +30,12 @@ def test_a_signal_ends_the_run_with_a_word_on_how_to_go_on(
         assert "strata: interrupted; the same command continues where this one stopped" in output
         assert "Traceback" not in output
         assert "***" not in output, "a stack of addresses"
+    trials = tmp_path / "runs" / "small" / "trials"
+    left = next(trials.glob("*/result.json")).with_name("fit.safetensors")
+    left.touch()  # as a crash between the two would
+    status, output = strata("sweep", config)
+    assert status == 0, output
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])

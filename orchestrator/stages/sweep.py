@@ -94,6 +94,7 @@ def _result(trial: Trial) -> Result:
             f"{trial.result_file} is of the trial {result.get('trial')!r}, and its folder is that of {trial.id}; it "
             "was copied or edited: delete it, and the same command makes it again"
         )
+    trial.checkpoint_file.unlink(missing_ok=True)  # a crash may have left it, or an older version
     return result
 
 
