@@ -102,8 +102,9 @@ class CommitLog:
         """
         if shard not in self._records:
             name = _name(shard)
+            text = self._place.read(name)
             try:
-                self._records[shard] = self._parsed(self._place.read(name), shard)
+                self._records[shard] = self._parsed(text, shard)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise StoreError(
                     f"{self._place}/{name} is not the record that was written ({error}); it was edited, damaged, "

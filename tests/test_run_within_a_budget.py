@@ -1,13 +1,14 @@
 """A whole run within a disk budget, killed on the way, against one that keeps its whole store."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
-from tests.runs import SMALL_RUN, kill_when, start, strata, write_config
+from tests.runs import SMALL_RUN, kill_when, start, strata, wait_until, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.crash]
 SWEEP = {**SMALL_RUN["sweep"], "window_chunks": 2}
@@ -57,6 +58,22 @@ def test_a_run_within_a_budget_gives_the_bits_of_one_that_keeps_its_store(tmp_pa
     for file in weights:
         other = run / file.relative_to(tmp_path / "whole/runs/small")
         assert file.read_bytes() == other.read_bytes(), file
+
+
+@pytest.mark.timeout(600)
+def test_a_harvest_that_fails_where_nobody_can_be_told_ends_the_run(tmp_path: Path):
+    """As on a full disk: what it would say can't be written, and trials wait for shards."""
+    harvest = {**SMALL_RUN["harvest"], "disk_budget": "14MB"}
+    config = write_config(tmp_path, sweep={**SWEEP, "tokens": 400_000}, harvest=harvest)
+    run, folder = start("run", config), tmp_path / "runs/small"
+    wait_until(run, lambda: bool(list(folder.glob("ring/g*.json"))))
+    (folder / "ring/failed").mkdir()
+    for part in folder.glob("tokens.zarr/train/*/c/*"):
+        shutil.rmtree(part, ignore_errors=True)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 2, output
+    assert "tokens.zarr" in output.splitlines()[-1]
+    assert "Traceback" not in output
 
 
 def size(folder: Path) -> int:

@@ -4,10 +4,12 @@ The readers say which shards they need (`storage.ring`); a thread of the driver 
 releases those that no reader needs any more. Order and numbers are those of the whole store.
 """
 
+from _thread import interrupt_main
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from signal import SIGTERM
 from threading import Event
 
 from actors.harvester import Harvester
@@ -17,6 +19,7 @@ from orchestrator.session import Session
 from orchestrator.stages.harvest import harvester_arguments
 from orchestrator.stores import shards_within
 from storage.activations import ActivationStore
+from storage.errors import StoreError
 from storage.ring import RingWriter
 
 _POLL_SECONDS = 0.2
@@ -60,17 +63,25 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
                 if over.is_set():
                     break  # what is under way is given up
 
-    def tell(harvest: Future[None]) -> None:
-        if harvest.exception():
-            writer.fail(str(harvest.exception()))
+    def harvest_or_tell() -> None:
+        try:
+            harvest()
+        except Exception as error:
+            try:
+                writer.fail(str(error))
+            except (
+                StoreError,
+                OSError,
+            ):  # as on a full disk, where nobody can be told: interrupt the sweep
+                interrupt_main(SIGTERM)
+            raise
 
     session.say(
         f"harvest   train: beside the sweep, {room} of {store.spec.n_shards} shards at a time "
         "(harvest.disk_budget)"
     )
     with ThreadPoolExecutor(1) as beside:
-        harvesting = beside.submit(harvest)
-        harvesting.add_done_callback(tell)
+        harvesting = beside.submit(harvest_or_tell)
         try:
             yield
         finally:
