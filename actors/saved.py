@@ -16,7 +16,9 @@ def load_autoencoder(folder: Path, device: str, d_model: int) -> SparseAutoencod
     try:
         sae, _ = checkpoint.load(folder, device)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(
+            f"{error}. Of a trial of a run: delete the folder {folder.parent}, and `strata run` trains it again"
+        ) from error
     if sae.d_model != d_model:
         raise InputError(
             f"the autoencoder in {folder} reads activations of width {sae.d_model}, and those of the "

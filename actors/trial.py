@@ -55,6 +55,11 @@ class Trial:
         return self.folder / "result.json"
 
     @property
+    def is_finished(self) -> bool:
+        """Whether it has a result, and the autoencoder that this is of."""
+        return self.result_file.is_file() and (self.folder / "sae" / "sae.safetensors").is_file()
+
+    @property
     def checkpoint_file(self) -> Path:
         """Exists while there is a step to go on from."""
         return self.folder / "fit.safetensors"

@@ -38,13 +38,16 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         UserError: If no cluster answers at the address, or the object store is full.
     """
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    if cfg.address:
-        _refuse_client(cfg.address)
-        _refuse_private(cfg.address)
-        _check_listens(cfg.address)
-        _join(cfg.address)
-    else:
-        _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
+    try:
+        if cfg.address:
+            _refuse_client(cfg.address)
+            _refuse_private(cfg.address)
+            _check_listens(cfg.address)
+            _join(cfg.address)
+        else:
+            _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
+    except SystemExit:  # by what Ray does on SIGTERM
+        raise KeyboardInterrupt from None
     # Ray has put one in its place that prints a stack of addresses.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -93,17 +93,20 @@ class RunDirectory:
         if not whole or read_json(run.cards).get("tolerance") != cfg.evaluate.tolerance:
             return None
         data = read_summary(run)
-        judged = (
-            run.evaluations / winner["trial"] / f"layer-{layer}.json"
-            for group in data["groups"]
-            for winner in group.get("winners", ())
-            for layer in group["layers"]
-        )
+        winners = [(w["trial"], g["layers"]) for g in data["groups"] for w in g.get("winners", ())]
+        needed = [
+            *(
+                run.evaluations / name / f"layer-{at}.json"
+                for name, layers in winners
+                for at in layers
+            ),
+            *(run.trials / name / "sae" / "sae.safetensors" for name, _ in winners),
+        ]
         mlflow = data.get("mlflow", {})
         # Another server is told as well, if it costs no harvest.
         elsewhere = cfg.tracking.uri not in (None, mlflow.get("tracking_uri"))
         told = mlflow.get("complete") and not (elsewhere and has_metadata(run.train))
-        return run if told and all(file.is_file() for file in judged) else None
+        return run if told and all(file.is_file() for file in needed) else None
 
     def _own(self, where: Place, dumped: str) -> None:
         """Write the configuration there, or compare it with the one that is there.

@@ -57,6 +57,8 @@ def object_server(scheme: str = "s3") -> Iterator[str]:
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
     try:
+        # All servers of a process hold the same buckets.
+        assert _forwarded(endpoint, "POST", "/moto-api/reset", {}, b"")[0] == 200
         assert _forwarded(endpoint, "PUT", f"/{BUCKET}", {}, b"")[0] == 200
         if scheme == "s3":
             yield endpoint

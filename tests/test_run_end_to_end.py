@@ -215,3 +215,19 @@ def test_another_configuration_for_the_same_directory_is_refused(own: tuple[Path
     assert "sweep.k: [8] there, [8, 16] now" in output
     assert "Traceback" not in output
     assert (run_dir / "summary.json").read_bytes() == before
+
+
+def test_a_winner_whose_autoencoder_was_deleted_is_trained_again_and_told(
+    own: tuple[Path, Path], run_dir: Path, summary: dict[str, Any]
+):
+    config, mine = own
+    name = summary["groups"][0]["best"]["trial"]
+    shutil.rmtree(mine / "trials" / name / "sae")
+    status, output = strata("run", config)
+    assert status == 0, output
+    weights = Path("trials", name, "sae", "sae.safetensors")
+    assert (mine / weights).read_bytes() == (run_dir / weights).read_bytes()
+    client = MlflowClient(f"sqlite:///{config.parent / 'other.db'}")
+    told = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(told) == 12
+    assert {run.info.status for run in told} == {"FINISHED"}

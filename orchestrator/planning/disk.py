@@ -112,7 +112,9 @@ def refuse_full_disk(cfg: RunConfig, left: Mapping[str, int], bound: str) -> Non
         if needed <= free:
             continue
         settings = []
-        if "train" in parts and left["tokens"]:
+        if left.get("tokens") and parts.get("trials", 0) > needed / 2:
+            settings = ["train fewer autoencoders, or smaller ones"]
+        elif "train" in parts and left["tokens"]:
             settings = ["lower harvest.tokens", *(["set group.n_groups"] if bound else [])]
         elif "train" in parts:  # the run belongs to the others
             settings = [

@@ -73,6 +73,11 @@ def _sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial
     else:
         trials = [make(found) for group in ids for found in candidates(cfg, group, d_model)]
         n_trials = len(trials)
+    for trial in trials:
+        if (
+            not trial.is_finished
+        ):  # somebody has deleted its autoencoder, so that it is trained again
+            trial.result_file.unlink(missing_ok=True)
     n_left = n_trials - sum(trial.result_file.is_file() for trial in trials)
     if n_left:
         scheduler = None

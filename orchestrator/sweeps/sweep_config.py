@@ -87,7 +87,7 @@ class SearchConfig:
     method: Literal["grid", "random", "optuna"] = "grid"
     """All; drawn at random; or suggested by Optuna, which learns from trials that have ended."""
 
-    trials: Annotated[int, Field(gt=0, le=100_000)] | None = None
+    trials: Annotated[int, Field(gt=0, le=10_000)] | None = None
     """How many of them, for each k of each group: random and optuna need it."""
 
     def __post_init__(self) -> None:
