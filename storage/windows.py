@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +24,9 @@ FEWEST_CHUNKS = 64
 LARGEST_WINDOW = 6 * 2**30
 """Bytes beyond which a window is of no more chunks than the fewest."""
 
-_SEQUENCES_PER_ROW = 2.6
+_SEQUENCES_PER_ROW = 3.0
 """Of a window, for each row of a batch: W of them give (1 - exp(-1 / W)) * W of what as many draws from very
-many give, 0.83, and runs of neighbours take a little of that."""
+many give, 0.85, and runs of neighbours take a twentieth of that."""
 
 _RUN_ROWS, _CHUNK_RUNS, _RUN_SHARE = 16, 128, 8
 """Neighbouring kept rows that stay together, at most, as memory gives neighbours faster; pieces that a
@@ -56,13 +55,17 @@ def chunks_to_mix(spec: StoreSpec, batch_rows: int) -> int:
 def segments(n_shards: int, window_chunks: int) -> list[range]:
     """The shards that are mixed with one another, one segment after the other in every epoch.
 
-    Each of as many shards as a window has chunks, or somewhat more, alike in size: so each chunk of a window
-    can be of another shard, also at the end of an epoch. And an epoch can be read from a store that holds only a
-    few segments at a time (`storage.ring`).
+    As few as can be of at most as many shards as a window has chunks, and alike in size: a last one of what is
+    left over would mix few sequences. So an epoch can be read from a store that holds only a few segments at a
+    time (`storage.ring`).
     """
-    n = max(1, n_shards // window_chunks)
-    bounds = [n_shards * i // n for i in range(n + 1)]
-    return [range(first, last) for first, last in pairwise(bounds) if first < last]
+    return [range(first, last) for first, last in _alike(n_shards, window_chunks)]
+
+
+def _alike(n: int, most: int) -> list[tuple[int, int]]:
+    """The bounds of as few parts of n as can be, of at most `most` each and alike in size."""
+    n_parts = -(-n // most)
+    return [(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
 
 
 def chunk_windows(
@@ -70,9 +73,9 @@ def chunk_windows(
 ) -> list[Int64[np.ndarray, " chunks"]]:
     """The chunks of a segment in the seeded order of an epoch, window by window, counted from 0.
 
-    Windows are alike in size: a last one of what is left over would mix few sequences. Each takes chunks from
-    as many different shards as it can: always from the shards that have the most chunks left, ties broken by
-    the seed, each shard once before any comes again.
+    Windows are as few as can be, and alike in size, too. Each takes chunks from as many different shards as it
+    can: always from the shards that have the most chunks left, ties broken by the seed, each shard once before
+    any comes again.
     """
     order = permutation(n_chunks, seed, Stream.EPOCH_CHUNKS, epoch, segment)
     n_shards = -(-n_chunks // chunks_per_shard)
@@ -80,10 +83,9 @@ def chunk_windows(
     left = np.bincount(shard_of, minlength=n_shards)
     queues = np.split(order[np.argsort(shard_of, kind="stable")], np.cumsum(left)[:-1])
     windows: list[np.ndarray] = []
-    n_windows = -(-n_chunks // window_chunks)
-    for index in range(n_windows):
+    for index, (first, last) in enumerate(_alike(n_chunks, window_chunks)):
         window: list[np.ndarray] = []
-        room = n_chunks * (index + 1) // n_windows - n_chunks * index // n_windows
+        room = last - first
         while room:
             ties = draw(seed, Stream.EPOCH_CHUNKS, epoch, segment, index + 1, np.arange(n_shards))
             chosen = np.lexsort((ties, -left))[: min(room, int((left > 0).sum()))]

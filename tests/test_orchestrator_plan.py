@@ -192,7 +192,7 @@ def test_a_disk_budget_bounds_the_training_store_and_too_small_a_one_is_refused(
     bounded = with_harvest(small, disk_budget=str(whole // 2))
     assert plan(bounded, shape).disk_bytes["train"] == whole // 2
     assert plan(with_harvest(small, disk_budget=str(2 * whole)), shape).disk_bytes["train"] == whole
-    with pytest.raises(UserError, match=r"harvest\.disk_budget: .* readers need 5 at a time") as e:
+    with pytest.raises(UserError, match=r"harvest\.disk_budget: .* readers need 4 at a time") as e:
         plan(with_harvest(small, disk_budget=str(whole // 10)), shape)
     enough = int(re.search(r"raise it to ([\d,]+)", str(e.value))[1].replace(",", ""))
     plan(with_harvest(small, disk_budget=str(enough)), shape)

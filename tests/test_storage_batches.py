@@ -239,13 +239,13 @@ def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store
 
 
 @given(n_shards=st.integers(1, 500), window_chunks=st.integers(1, 100))
-def test_every_segment_has_a_shard_for_each_chunk_of_a_window(n_shards: int, window_chunks: int):
+def test_segments_are_as_few_as_can_be_and_alike_in_size(n_shards: int, window_chunks: int):
     cut = segments(n_shards, window_chunks)
     assert [shard for segment in cut for shard in segment] == list(range(n_shards))
     sizes = [len(segment) for segment in cut]
     assert max(sizes) - min(sizes) <= 1
-    assert min(n_shards, window_chunks) <= min(sizes)
-    assert max(sizes) < 2 * window_chunks
+    assert max(sizes) <= window_chunks
+    assert len(sizes) == math.ceil(n_shards / window_chunks)
 
 
 @given(
