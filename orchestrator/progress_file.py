@@ -37,6 +37,8 @@ class ProgressFile:
         file = cls(run)
         try:
             yield file
+        except KeyboardInterrupt:  # no error: it was asked to end
+            raise
         except BaseException as error:
             file._data["error"] = redacted(str(error)) or type(error).__name__
             raise

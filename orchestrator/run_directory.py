@@ -161,6 +161,11 @@ class RunDirectory:
         return self.store / "tokens.zarr"
 
     @property
+    def has_stored(self) -> bool:
+        """Whether activations of its layers were stored, here or where its store has been."""
+        return has_metadata(self.pilot) or self.groups.is_file()
+
+    @property
     def pilot(self) -> Place:
         """A sample of all layers at the same positions."""
         return self.store / "pilot.zarr"

@@ -207,8 +207,12 @@ def test_weights_that_are_not_the_runs_are_refused(run, tmp_path, capsys):
     exported = strata("export", copy, "--to", "safetensors", capsys=capsys)
     (copy / "summary.json").rename(tmp_path / "summary.json")  # a finished run only says so
     resumed = strata("run", copy, capsys=capsys)
-    for status, told in (exported, resumed):
+    # Groups and trials are of the former ones.
+    elsewhere = f"harvest.store={tmp_path / 'elsewhere'}"
+    moved = strata("run", copy, "--set", elsewhere, capsys=capsys)
+    for status, told in (exported, resumed, moved):
         assert (status, "other weights" in told, "Traceback" in told) == (2, True, False), told
     save_file(tensors, file, {"format": "pt"})
     (tmp_path / "summary.json").rename(copy / "summary.json")
-    assert strata("export", copy, "--to", "safetensors", capsys=capsys)[0] == 0
+    back = ("--set", "harvest.store=null")
+    assert strata("export", copy, "--to", "safetensors", *back, capsys=capsys)[0] == 0

@@ -5,8 +5,11 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from orchestrator import config_file
+from orchestrator.status import status
 from tests.runs import SMALL_RUN, harvested, start, strata, wait_until, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -30,27 +33,40 @@ def test_a_signal_ends_the_run_with_a_word_on_how_to_go_on(
         assert "strata: interrupted; the same command continues where this one stopped" in output
         assert "Traceback" not in output
         assert "***" not in output, "a stack of addresses"
+        assert status(config_file.load(config))["state"] == "interrupted"
     trials = tmp_path / "runs" / "small" / "trials"
     left = next(trials.glob("*/result.json")).with_name("fit.safetensors")
     left.touch()  # as a crash between the two would
-    status, output = strata("sweep", config)
-    assert status == 0, output
+    code, output = strata("sweep", config)
+    assert code == 0, output
     assert not left.exists()
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("end", "moment"),
+    [(signal.SIGINT, "libtorch"), (signal.SIGTERM, "libtorch"), (signal.SIGTERM, "gcs_server")],
+)
 def test_a_signal_that_comes_before_ray_is_there_ends_it_with_the_same_word(
-    tmp_path: Path, end: signal.Signals
+    tmp_path: Path, end: signal.Signals, moment: str
 ):
+    """While libraries are loaded, and while Ray starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run = start("run", write_config(tmp_path))
-    wait_until(run, lambda: "libtorch" in Path(f"/proc/{run.pid}/maps").read_text())
+    config = write_config(tmp_path)
+    run = start("run", config)
+
+    def has_come() -> bool:
+        names = [child.name() for child in psutil.Process(run.pid).children()]
+        return moment in names or moment in Path(f"/proc/{run.pid}/maps").read_text()
+
+    wait_until(run, has_come)
     run.send_signal(end)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 1, output
     said = "strata: interrupted; the same command continues where this one stopped\n"
     assert output.endswith(said)
     assert "Traceback" not in output
+    if moment == "gcs_server":
+        assert status(config_file.load(config))["state"] == "interrupted"
 
 
 def test_trials_under_way_are_saved_before_an_interrupted_run_ends(

@@ -6,7 +6,6 @@ from actors.packer import Packer
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json, write_json
-from storage.metadata import has_metadata
 from storage.tokens import TokenSpec
 
 
@@ -17,7 +16,7 @@ def note_weights(cfg: RunConfig, run: RunDirectory) -> None:
         UserError: If they are others.
         InputError: If the model can't be found.
     """
-    if run.model.is_file() and has_metadata(run.pilot):
+    if run.model.is_file() and run.has_stored:
         _refuse_other_weights(cfg, run)
     else:
         write_json(run.model, {"name": cfg.model.name, "weights": weights(cfg.model)})

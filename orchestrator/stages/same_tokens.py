@@ -2,7 +2,6 @@
 
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json, write_json
-from storage.metadata import has_metadata
 from storage.tokens import TokenStore
 
 
@@ -12,13 +11,13 @@ def note_tokens(run: RunDirectory, tokens: TokenStore) -> None:
     Raises:
         UserError: If they are others.
     """
-    stored = has_metadata(run.pilot)
     there = read_json(run.token_note).get("fingerprint") if run.token_note.is_file() else None
-    if stored and there not in (None, tokens.fingerprint):
+    if run.has_stored and there not in (None, tokens.fingerprint):
         raise UserError(
             f"{tokens.place} holds other tokens than those whose activations this run has stored (fingerprint "
             f"{tokens.fingerprint}, and {there} in {run.token_note}): the text of the corpus has changed, or the "
-            "store was exchanged; put the former text or store back, or run again with another run_dir"
+            "store was exchanged; put the former store back, or put the former text back and delete the store, or "
+            "run again with another run_dir"
         )
     if there != tokens.fingerprint:
         write_json(run.token_note, {"fingerprint": tokens.fingerprint})

@@ -187,7 +187,7 @@ class Tracker:
     def _tell_journal(self) -> None:
         if self._journal.metrics:
             self._tree.log_rows(self._parent, self._journal.metrics)
-        for name, entry in self._journal.stages.items():
+        for name, entry in list(self._journal.stages.items()):  # stages end meanwhile
             self._tell_stage(name, entry)
 
     def _tell_stage(self, name: str, entry: Mapping[str, Any]) -> None:
