@@ -153,7 +153,7 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[Any, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: give section.key=value, for instance sweep.k=[16,32]")
@@ -172,7 +172,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _numbered(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The data with groups that are named by text, as "0", under their numbers."""
-    sweep = raw.get("sweep")
+    sweep: Any = raw.get("sweep")
     groups = sweep.get("groups") if isinstance(sweep, Mapping) else None
     if not isinstance(groups, Mapping):
         return raw
@@ -278,7 +278,7 @@ def _section(raw: Any, location: Location) -> Any:
     return raw if isinstance(raw, Mapping) else None
 
 
-_STAND_INS: Mapping[tuple[str, str], Any] = {
+_STAND_INS: Mapping[Location, Any] = {
     ("harvest", "tokens"): 1,
     ("sweep", "d_sae"): 1,
     ("sweep", "k"): [1],
