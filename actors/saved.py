@@ -5,6 +5,7 @@ from pathlib import Path
 from actors.errors import InputError
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
+from sae.integrity import DamagedError
 
 
 def load_autoencoder(folder: Path, device: str, d_model: int) -> SparseAutoencoder:
@@ -15,10 +16,12 @@ def load_autoencoder(folder: Path, device: str, d_model: int) -> SparseAutoencod
     """
     try:
         sae, _ = checkpoint.load(folder, device)
-    except ValueError as error:
+    except DamagedError as error:
         raise InputError(
-            f"{error}. Of a trial of a run: delete the folder {folder.parent}, and `strata run` trains it again"
+            f"{error}: where it is of a trial of a run, delete it, and the command that made it makes it again"
         ) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if sae.d_model != d_model:
         raise InputError(
             f"the autoencoder in {folder} reads activations of width {sae.d_model}, and those of the "

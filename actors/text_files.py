@@ -102,7 +102,7 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path) as file:
             yield from _parquet_rows(file, path, text_key)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} can't be read as a parquet file ({error}); write it again, or remove it from "
             "corpus.paths"

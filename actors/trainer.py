@@ -232,12 +232,17 @@ class Trainer:
         return self._ranks.number == 0
 
     @property
-    def _training(self) -> str:
-        """What it is trained by, beside what the autoencoder's configuration says."""
+    def _training(self) -> dict[str, Any]:
+        """What it is trained by, beside what the autoencoder's configuration says, as JSON has it."""
         trial = self.trial
-        return (
-            f"{trial.fit}, n_steps={trial.n_steps}, seed={trial.seed}, layers={list(trial.layers)}"
-        )
+        return {
+            **asdict(trial.fit),
+            "betas": list(trial.fit.betas),
+            "n_steps": trial.n_steps,
+            "seed": trial.seed,
+            "layers": list(trial.layers),
+            "window_chunks": trial.window_chunks,
+        }
 
     def _given(self) -> Given:
         """This rank's part of the batch for the next step."""
@@ -256,10 +261,14 @@ class Trainer:
                 f"{self.trial.checkpoint_file} is of the trial {state['trial']}, and was copied to the "
                 f"folder of {self.trial.id}; delete that file, and the same command trains it from its begin"
             )
-        if state.get("training", self._training) != self._training:
+        now = self._training
+        changed = {
+            key: was for key, was in state.get("training", {}).items() if now.get(key, was) != was
+        }
+        if changed:
             raise InputError(
-                f"{self.trial.checkpoint_file} is of a training with other settings ({state['training']} there, "
-                f"{self._training} now); restore them, or delete that file, and the same command trains from the begin"
+                f"{self.trial.checkpoint_file} is of a training with other settings ({changed} there); restore them, "
+                "or delete that file, and the same command trains the trial from its begin"
             )
         if state.get("reading_order", 1) != READING_ORDER:
             raise InputError(

@@ -54,10 +54,10 @@ class Trial:
         """Exists when the trial is finished."""
         return self.folder / "result.json"
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether it has a result, and the autoencoder that this is of."""
-        return self.result_file.is_file() and (self.folder / "sae" / "sae.safetensors").is_file()
+    def forget_result_without_autoencoder(self) -> None:
+        """Somebody has deleted that, so that it is trained again."""
+        if not (self.folder / "sae" / "sae.safetensors").is_file():
+            self.result_file.unlink(missing_ok=True)
 
     @property
     def checkpoint_file(self) -> Path:

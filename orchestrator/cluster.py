@@ -46,12 +46,11 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
             _join(cfg.address)
         else:
             _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
-    except SystemExit:  # by what Ray does on SIGTERM
-        raise KeyboardInterrupt from None
-    # Ray has put one in its place that prints a stack of addresses.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+        # Ray has put a handler in its place that prints a stack of addresses.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
+    except SystemExit:  # what Ray makes of SIGTERM while it starts
+        raise KeyboardInterrupt from None
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise UserError(
             "the cluster's object store is full, and so is the disk that Ray moves its objects to; a run puts little "

@@ -69,6 +69,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
         )
     if path.is_dir():
         raw["run_dir"] = str(path.resolve())  # it may have been moved or copied
+    raw = dict(_numbered(raw))
     for override in overrides:
         _apply(raw, override)
     return parse(raw, str(file)), file
@@ -89,7 +90,10 @@ def parse(raw: Mapping[str, Any], origin: str) -> RunConfig:
     hidden = {step for *_, step in filter(None, faulty) if isinstance(step, str)}
     pruned = _without(raw, faulty)
     replaced = [
-        at for at, value in _STAND_INS.items() if (pruned.get(at[0]) or {}).get(at[1]) is value
+        (section, key)
+        for (section, key), value in _STAND_INS.items()
+        if (section, key) in faulty
+        or ((section, key, 0) in faulty and pruned[section][key] is value)
     ]
     try:
         adapter.validate_python(pruned, extra="forbid")
@@ -158,7 +162,8 @@ def _apply(raw: dict[Any, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f"--set {override}: give section.key=value, for instance sweep.k=[16,32]")
     # Only groups are named by numbers.
-    *sections, key = (int(s) if s.isdecimal() else s for s in path.strip().split("."))
+    steps = path.strip().split(".")
+    *sections, key = (int(step) if re.fullmatch(r"\d{1,9}", step) else step for step in steps)
     for section in sections:
         inner = raw.setdefault(section, {})
         if not isinstance(inner, dict):
@@ -176,8 +181,8 @@ def _numbered(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     groups = sweep.get("groups") if isinstance(sweep, Mapping) else None
     if not isinstance(groups, Mapping):
         return raw
-    numbers = {key: int(key) for key in groups if isinstance(key, str) and key.isdecimal()}
-    free = {key: n for key, n in numbers.items() if n not in groups and str(n) == key}
+    names = [key for key in groups if isinstance(key, str) and re.fullmatch(r"\d{1,9}", key)]
+    free = {key: int(key) for key in names if [*groups, *map(int, names)].count(int(key)) == 1}
     return {**raw, "sweep": {**sweep, "groups": {free.get(k, k): v for k, v in groups.items()}}}
 
 

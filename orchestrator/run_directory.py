@@ -127,7 +127,7 @@ class RunDirectory:
         ]
         # A store elsewhere has not been asked before, where this is the folder of the run.
         stores = (self.store.hasty / store.name for store in (self.tokens, self.pilot))
-        if changed and any(map(has_metadata, stores)):
+        if changed and (self.groups.is_file() or any(map(has_metadata, stores))):
             lines = [f"  {path}: {a!r} there, {b!r} now" for path, a, b in changed]
             what = "run_dir" if where == place(self.path) else "harvest.store"
             raise UserError(

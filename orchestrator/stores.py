@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from itertools import pairwise
 
 from actors.language_model import ModelShape
 from actors.model_source import ModelSource
@@ -125,8 +126,8 @@ def shards_within(cfg: RunConfig, spec: StoreSpec) -> int | None:
     columns = sum(dtype.itemsize for dtype in spec.columns.values()) * spec.n_rows
     each = spec.shard_bytes(0)
     room = (budget - columns) // each
-    cut = segments(spec.n_shards, window_chunks(cfg, spec))
-    needed = sum(sorted(map(len, cut))[-2:])
+    sizes = [len(segment) for segment in segments(spec.n_shards, window_chunks(cfg, spec))]
+    needed = max(map(sum, pairwise(sizes)), default=sizes[0])
     if room < needed:
         raise UserError(
             f"harvest.disk_budget: {budget:,} bytes have room for {max(0, room)} shards of the training "

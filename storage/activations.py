@@ -110,7 +110,7 @@ class ActivationStore:
 
     def has_columns(self, shards: range) -> bool:
         """Whether all of some shards are written, or were before their activations were released."""
-        return all(shard in self._commits for shard in shards)
+        return set(shards) <= set(self._commits.shards())
 
     def committed(self) -> dict[int, ShardRecord]:
         """The commit records of the shards that are written, ascending.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import google_crc32c
 
-from storage.errors import StoreError
+from storage.errors import RecordError
 from storage.files import FileRecord
 from storage.places import Place
 
@@ -98,7 +98,8 @@ class CommitLog:
         """The record of a committed shard. Committed is for ever, so it is read once.
 
         Raises:
-            StoreError: If it is damaged or belongs to another store.
+            RecordError: If it is damaged or belongs to another store.
+            StoreError: If it can't be read.
         """
         if shard not in self._records:
             name = _name(shard)
@@ -106,7 +107,7 @@ class CommitLog:
             try:
                 self._records[shard] = self._parsed(text, shard)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise StoreError(
+                raise RecordError(
                     f"{self._place}/{name} is not the record that was written ({error}); it was edited, damaged, "
                     "or belongs to another store: `strata verify` and then `strata harvest` write "
                     "its shard again"
@@ -116,7 +117,7 @@ class CommitLog:
     def has_sound(self) -> bool:
         """Whether a record is there that is of this store; of the first few, as all are of one or few are sound."""
         for shard in self.shards()[:_FIRST_FEW]:
-            with suppress(StoreError):
+            with suppress(RecordError):
                 self.record(shard)
                 return True
         return False

@@ -5,5 +5,9 @@ class StoreError(ValueError):
     """A store can't be created, written or read as asked; the message says what to do."""
 
 
+class RecordError(StoreError):
+    """A commit record is not the one that was written, or belongs to another store."""
+
+
 class VersionError(StoreError):
     """A store is of another version of the format: nothing of it is damaged, or to be mended."""

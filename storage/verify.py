@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from storage.commits import CommitLog
-from storage.errors import StoreError, VersionError
+from storage.errors import RecordError, StoreError, VersionError
 from storage.files import FileRecord
 from storage.layout import StoreSpec
 from storage.places import Location, place
@@ -113,8 +113,11 @@ class Verification:
                 continue
             try:
                 files = commits.record(shard).files
-            except StoreError as error:
+            except RecordError as error:
                 self._found(file, shard, str(error))
+                continue
+            except OSError as error:
+                self._found(file, shard, f"it can't be read ({error.strerror or error})")
                 continue
             wanted = spec.shard_files(shard) if shard < spec.n_shards else ()
             if set(files) != set(wanted):

@@ -109,7 +109,10 @@ def test_a_bad_parquet_file_is_named(tmp_path: Path):
     page = bytearray((tmp_path / "d.parquet").read_bytes())
     page[4:40] = b"\xff" * 36
     (tmp_path / "d.parquet").write_bytes(page)
-    for name in ("a", "d"):
+    pq.write_table(pa.table({"text": ["x" * 100]}), tmp_path / "e.parquet", compression="none")
+    data = (tmp_path / "e.parquet").read_bytes()
+    (tmp_path / "e.parquet").write_bytes(data.replace(b"x" * 100, b"\xff" * 100))
+    for name in ("a", "d", "e"):
         with pytest.raises(InputError, match=rf"{name}\.parquet can't be read as a parquet file"):
             texts(files(tmp_path / f"{name}.parquet"))
     with pytest.raises(InputError, match=r"b.parquet has no column 'text' \(it has body\)"):

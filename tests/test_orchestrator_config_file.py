@@ -211,6 +211,16 @@ def test_a_missing_file_is_named_with_the_examples(tmp_path: Path, monkeypatch: 
         config_file.load(tmp_path / "no.yaml")
 
 
+def test_a_group_is_overridden_by_its_number_however_the_file_spells_it(tmp_path: Path):
+    for name in (0, "0", "00"):
+        text = changed(sweep={"d_sae": 64, "k": [4], "groups": {name: {"k": [8]}}})
+        cfg = load(tmp_path, text, "sweep.groups.0.k=[16]")
+        assert list(cfg.sweep.groups) == [0]
+        assert cfg.sweep.of_group(0)[0].ends[0][0] == 16
+        dumped = config_file.dump(cfg)
+        assert load(tmp_path, dumped, "sweep.groups.0.k=[32]").sweep.of_group(0)[0].ends[0][0] == 32
+
+
 def test_overrides_are_yaml_and_win(tmp_path: Path):
     cfg = load(tmp_path, changed(), "sweep.k=[16,32]", "train.lr=1e-3", "harvest.tokens=1e6")
     assert cfg.sweep.k == (16, 32)

@@ -1,5 +1,6 @@
 import hashlib
 import math
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -16,7 +17,15 @@ from storage.draw import Stream, draw, permutation
 from storage.errors import StoreError
 from storage.hygiene import Hygiene, RowFilter
 from storage.layout import StoreSpec
-from storage.windows import READING_ORDER, Batch, chunk_windows, mixed, run_rows, segments
+from storage.windows import (
+    READING_ORDER,
+    Batch,
+    chunk_windows,
+    chunks_to_mix,
+    mixed,
+    run_rows,
+    segments,
+)
 from tests.stores import encoded, filled_store, small_spec
 
 GROUPS = ((0, 2), (1,))
@@ -230,9 +239,10 @@ def test_a_batch_at_the_defaults_mixes_almost_like_a_uniform_draw_over_the_store
     for s, w in {(0, 0), (len(cut) - 1, -1)}:  # the first batches of an epoch, and its last
         first, last = (shard * spec.chunks_per_shard for shard in (cut[s].start, cut[s].stop))
         n_chunks = min(last, spec.n_chunks) - first
-        window = first + chunk_windows(n_chunks, spec.chunks_per_shard, chunks, 0, 0, s)[w]
+        windows = chunk_windows(n_chunks, spec.chunks_per_shard, chunks, 0, 0, s)
+        window = first + windows[w]
         sequences = np.concatenate([sequences_of_chunk(spec, int(chunk)) for chunk in window])
-        order = mixed(len(sequences), spec, 0, 0, s, w % len(window))
+        order = mixed(len(sequences), spec, 0, 0, s, w % len(windows))
         batches = sequences[order][: 20 * batch_rows].reshape(-1, batch_rows)
         distinct = np.mean([len(np.unique(batch)) for batch in batches])
         assert distinct >= 0.8 * uniform
@@ -297,8 +307,11 @@ def test_the_order_of_reading_is_that_of_its_number():
     windows = chunk_windows(spec.n_chunks, spec.chunks_per_shard, 3, seed=5, epoch=1, segment=0)
     orders = [mixed(len(w) * spec.chunk_rows, spec, 5, 1, 0, i) for i, w in enumerate(windows)]
     assert run_rows(spec) == 16
-    text = np.concatenate([*windows, *orders]).astype("<i8").tobytes()
-    assert hashlib.blake2b(text, digest_size=8).hexdigest() == "a9849a8b48261f43"
+    cut = [shard for segment in segments(10, 4) for shard in (segment.start, segment.stop)]
+    large = replace(spec, n_sequences=10**5, n_population=10**5, sequences_per_chunk=8)
+    assert chunks_to_mix(large, batch_rows=4096) == 768
+    text = np.concatenate([*windows, *orders, cut]).astype("<i8").tobytes()
+    assert hashlib.blake2b(text, digest_size=8).hexdigest() == "be4798569b3531e7"
     assert READING_ORDER == 2, "another order has another number"
 
 

@@ -47,12 +47,14 @@ def trials_bytes(cfg: RunConfig, saes: Sequence[SaeConfig], at_once: int) -> int
         at_once: That are trained at a time here; one that has ended has no checkpoint, one that waits
             at a rung has, and one that is writing the next has both.
     """
-    sizes = sorted(sae.n_parameters * _FLOAT for sae in saes)
-    checkpoints = [3 * size + max(sae.d_sae for sae in saes) * 8 for size in sizes]
+    weights = sorted(sae.n_parameters * _FLOAT for sae in saes)
+    counters = 8 * max((sae.d_sae for sae in saes), default=0)
+    checkpoints = [3 * n_bytes + counters for n_bytes in weights]
     copies = 2 if cfg.tracking.sqlite_file or cfg.tracking.uri is None else 1
-    any_may_wait = cfg.sweep.stop.method == "asha" or cfg.compute.address
-    waiting = checkpoints if any_may_wait else checkpoints[-at_once:]
-    return copies * sum(sizes) + sum(waiting) + sum(checkpoints[-at_once:])
+    # How many places a cluster has is not known here.
+    all_may_have_one = cfg.sweep.stop.method == "asha" or cfg.compute.address is not None
+    kept = checkpoints if all_may_have_one else checkpoints[-at_once:]
+    return copies * sum(weights) + sum(kept) + sum(checkpoints[-at_once:])
 
 
 def left_bytes(
@@ -112,11 +114,12 @@ def refuse_full_disk(cfg: RunConfig, left: Mapping[str, int], bound: str) -> Non
         if needed <= free:
             continue
         settings = []
-        if left.get("tokens") and parts.get("trials", 0) > needed / 2:
-            settings = ["train fewer autoencoders, or smaller ones"]
+        is_new = left.get("tokens", 1) > 0  # or it lies in a bucket, where that is not looked up
+        if is_new and parts.get("trials", 0) > needed / 2:
+            settings = ["list less in sweep.k and sweep.encoders, or lower sweep.d_sae"]
         elif "train" in parts and left["tokens"]:
             settings = ["lower harvest.tokens", *(["set group.n_groups"] if bound else [])]
-        elif "train" in parts:  # the run belongs to the others
+        elif parts.get("train"):  # the run belongs to the others
             settings = [
                 "set harvest.disk_budget, which may change (--set harvest.disk_budget=10GB)"
             ]

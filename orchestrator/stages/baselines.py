@@ -70,9 +70,11 @@ def train_baselines(
         for trial, result in best
         for layer in _sharing(trial)
     ]
+    for trial in trials:
+        trial.forget_result_without_autoencoder()
     todo = [trial for trial in trials if not trial.result_file.is_file()]
     if todo:
-        _refuse_what_cannot_fit(session, spec, todo)
+        _refuse_what_cannot_fit(session, spec, todo, pool.placement.room())
         harvest.harvest_baselines(session, tokens, spec.layers, pool)
 
     def train_missing() -> None:
@@ -126,13 +128,16 @@ def _id(trial: Trial, layer: int) -> str:
     return f"baseline-l{layer}-{trial.id.removeprefix(f'g{trial.group}-')}"
 
 
-def _refuse_what_cannot_fit(session: Session, spec: StoreSpec, trials: Sequence[Trial]) -> None:
+def _refuse_what_cannot_fit(
+    session: Session, spec: StoreSpec, trials: Sequence[Trial], places: int
+) -> None:
     """Compare what is still to be written with the room on this machine's disk."""
     run, budget = session.run, session.cfg.harvest.budget_bytes
     store = sum(store_bytes(spec).values())
     if budget is not None and spec.n_bytes > budget:
         store = budget
-    needed = {"trials": trials_bytes(session.cfg, [trial.sae for trial in trials], len(trials))}
+    at_once = places * session.cfg.compute.trials_per_actor
+    needed = {"trials": trials_bytes(session.cfg, [trial.sae for trial in trials], at_once)}
     if run.store.folder is not None:
         needed["baselines.zarr"] = max(0, store - bytes_under(run.store.folder / "baselines.zarr"))
     free = free_disk_bytes(run.path)

@@ -4,7 +4,7 @@ The readers say which shards they need (`storage.ring`); a thread of the driver 
 releases those that no reader needs any more. Order and numbers are those of the whole store.
 """
 
-from _thread import interrupt_main
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -33,7 +33,8 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
 
     Raises:
         UserError: If there is no room for a harvester and a trainer at the same time.
-        Exception: What stopped a harvester; the readers are told, so that they wait no longer.
+        Exception: What stopped a harvester; the readers are told, so that they wait no longer, and where that
+            can't be written this process is interrupted.
     """
     store = ActivationStore.open(session.run.train)
     room = shards_within(session.cfg, store.spec)
@@ -69,11 +70,9 @@ def harvesting_beside(session: Session, pool: Pool) -> Iterator[None]:
         except Exception as error:
             try:
                 writer.fail(str(error))
-            except (
-                StoreError,
-                OSError,
-            ):  # as on a full disk, where nobody can be told: interrupt the sweep
-                interrupt_main(SIGTERM)
+            except (StoreError, OSError):
+                if not over.is_set():  # as on a full disk, where nobody can be told
+                    os.kill(os.getpid(), SIGTERM)
             raise
 
     session.say(

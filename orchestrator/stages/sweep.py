@@ -73,11 +73,6 @@ def _sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial
     else:
         trials = [make(found) for group in ids for found in candidates(cfg, group, d_model)]
         n_trials = len(trials)
-    for trial in trials:
-        if (
-            not trial.is_finished
-        ):  # somebody has deleted its autoencoder, so that it is trained again
-            trial.result_file.unlink(missing_ok=True)
     n_left = n_trials - sum(trial.result_file.is_file() for trial in trials)
     if n_left:
         scheduler = None
@@ -165,7 +160,7 @@ def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]
     width, mean_norm = math.sqrt(session.shape.d_model), groups.report.mean_norm
 
     def make(found: Candidate) -> Trial:
-        return Trial(
+        trial = Trial(
             id=found.id,
             group=found.group,
             layers=layers[found.group],
@@ -182,6 +177,8 @@ def _maker(session: Session, groups: GroupStage) -> Callable[[Candidate], Trial]
             folder=run.trials / found.id,
             ring=ring,
         )
+        trial.forget_result_without_autoencoder()
+        return trial
 
     return make
 

@@ -203,9 +203,9 @@ class Tracker:
     def _tell_progress(self, settings: Mapping[str, Any], metrics_file: Path) -> None:
         trial = self._tree.child(settings["trial"], self._kind)
         if trial.status != "RUNNING":
+            self._receipt(settings["trial"]).unlink(missing_ok=True)  # it may be trained once more
             self._client.update_run(trial.id, status="RUNNING")
             trial.status = "RUNNING"
-            self._receipt(settings["trial"]).unlink(missing_ok=True)  # it may be trained once more
         if trial.steps is None:
             self._tree.log_params(trial, settings)
             numbers = {key: settings[key] for key in NUMBERS if settings[key] is not None}
