@@ -176,7 +176,7 @@ class ShuffledBatches:
                     return
                 held = [shards]
             self._scan(shards)
-            first_chunk = shards[0] * self._store.spec.chunks_per_shard
+            first_chunk = self._chunks(shards).start
             windows = [first_chunk + window for window in self._order(epoch, number)]
             for index, chunks in enumerate(windows):
                 n_kept = sum(self._counts[int(chunk)] for chunk in chunks)
@@ -188,13 +188,17 @@ class ShuffledBatches:
                 skip = max(0, skip - n_kept)
 
     def _order(self, epoch: int, segment: int) -> list[Int64[np.ndarray, " chunks"]]:
-        spec, shards = self._store.spec, self._segments[segment]
-        first, last = (shard * spec.chunks_per_shard for shard in (shards.start, shards.stop))
         return chunk_windows(
-            min(last, spec.n_chunks) - first,
-            spec.chunks_per_shard,
+            len(self._chunks(self._segments[segment])),
+            self._store.spec.chunks_per_shard,
             *(self._window_chunks, self._seed, epoch, segment),
         )
+
+    def _chunks(self, shards: range) -> range:
+        """Those of some shards; the store's last shard may have fewer."""
+        spec = self._store.spec
+        first, last = (shard * spec.chunks_per_shard for shard in (shards.start, shards.stop))
+        return range(first, min(last, spec.n_chunks))
 
     def _scan(self, shards: range) -> None:
         """Read which rows of some shards are kept, if that is not known yet."""
@@ -220,9 +224,7 @@ class ShuffledBatches:
     def _n_kept(self, shards: range) -> int:
         """Rows of some shards that are kept."""
         self._scan(shards)
-        spec = self._store.spec
-        first, last = (shard * spec.chunks_per_shard for shard in (shards.start, shards.stop))
-        return sum(self._counts[chunk] for chunk in range(first, min(last, spec.n_chunks)))
+        return sum(self._counts[chunk] for chunk in self._chunks(shards))
 
     def _is_kept(self, chunk: int) -> Bool[np.ndarray, " rows"]:
         start, stop = self._store.spec.chunk_range(chunk)
