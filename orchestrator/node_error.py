@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import ray
 
+from storage.errors import RowsError
+
 
 class NodeError(Exception):
     """A node can't do its part; another may."""
@@ -18,13 +20,15 @@ class NodeError(Exception):
 
 @contextmanager
 def blaming_this_node(*kinds: type[Exception]) -> Iterator[None]:
-    """Have errors of some kinds be those of the node that this process is on.
+    """Have errors of some kinds be those of the node that this process is on, unless it is the data's.
 
     Raises:
         NodeError: In place of any of them inside.
     """
     try:
         yield
+    except RowsError:
+        raise
     except kinds as error:
         node = ray.get_runtime_context().get_node_id()
         raise NodeError(node, socket.gethostname(), error) from error

@@ -18,7 +18,7 @@ from storage.chunk_source import ChunkSource
 from storage.codecs import compressor
 from storage.commits import CommitLog, LayerTotals, ShardRecord
 from storage.encoding import EncodedRows, decode
-from storage.errors import StoreError
+from storage.errors import RowsError, StoreError
 from storage.files import FileRecord
 from storage.layout import ROOT_COLUMNS, StoreSpec, activation_file
 from storage.metadata import has_metadata, write_metadata
@@ -266,7 +266,7 @@ class ActivationStore:
             layers = sorted({int(layer) for layer in row_layers[~finite]})
             sequence, position = self.spec.rows_of(index)
             first = int(np.argmin(finite))
-            raise StoreError(
+            raise RowsError(
                 f"{(~finite).sum()} of {len(finite)} activations for {array}, shard {index}, or their norms "
                 f"are not finite (layer {', '.join(map(str, layers))}; the first at position {position[first]} of "
                 f"sequence {sequence[first]} of {self.spec.split}), and other arrays were not looked at; only "

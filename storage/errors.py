@@ -11,3 +11,7 @@ class RecordError(StoreError):
 
 class VersionError(StoreError):
     """A store is of another version of the format: nothing of it is damaged, or to be mended."""
+
+
+class RowsError(StoreError):
+    """Rows are such that no store holds them: the model that made them is at fault, wherever it ran."""

@@ -9,7 +9,7 @@ from threading import Barrier
 import ray
 
 from actors.errors import InputError
-from storage.errors import StoreError
+from storage.errors import RowsError, StoreError
 
 
 class Counter:
@@ -44,6 +44,9 @@ class Counter:
         if (self._folder / node).exists():
             raise StoreError(f"the store is out of reach on {node}; see to it")
         return node
+
+    def make_nonsense(self, _number: int) -> None:
+        raise RowsError("these rows are not finite; see to the model")
 
     def complain(self) -> None:
         raise InputError("this job makes no sense; give another")

@@ -18,6 +18,7 @@ from orchestrator.placement import Nodes, Placement
 from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory
 from orchestrator.stages.same_model import note_weights
+from storage.errors import RowsError
 from tests.counter import Counter
 from tests.ray_nodes import RAY, if_it_can_mount, lose, nodes
 from tests.runs import ROOT, write_config
@@ -126,6 +127,21 @@ def test_a_node_that_is_told_to_go_gets_nothing_new(tmp_path: Path):
         later = [node for _, node in work]
         assert later.count(going) < 10
         assert set(later[10:]) == {here}
+
+
+@pytest.mark.cluster
+def test_rows_that_no_store_holds_are_no_fault_of_the_node_that_made_them(tmp_path: Path):
+    heard: list[str] = []
+    with (
+        nodes(cpus=1, environment=HERE) as there,
+        cluster.connected(cfg := ComputeConfig(address=there.address)),
+    ):
+        there.add(cpus=1)
+        there.wait_for(2)
+        pool = Pool(Placement.of(cfg, Nodes(heard.append)))
+        with pytest.raises(RowsError, match="see to the model"):
+            list(pool.work(Counter, (tmp_path,), "make_nonsense", [(i,) for i in range(8)]))
+        assert not heard
 
 
 @pytest.mark.cluster
