@@ -289,7 +289,13 @@ class RunDirectory:
     def stage_seconds(self) -> dict[str, float]:
         """Seconds spent in each stage so far, all calls together."""
         file = self.path / "stage_seconds.json"
-        return read_json(file) if file.is_file() else {}
+        found = read_json(file) if file.is_file() else {}
+        if not all(isinstance(seconds, int | float) for seconds in found.values()):
+            raise UserError(
+                f"{file} is not what Strata writes, which is a number for each stage; it says how long they took "
+                "and nothing else: delete it"
+            )
+        return found
 
 
 class BaselineDirectory(RunDirectory):

@@ -2,8 +2,11 @@
 
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator import run_lock
 from orchestrator.config import RunConfig
@@ -12,6 +15,34 @@ from orchestrator.run_directory import RunDirectory, read_json
 
 Status = dict[str, Any]
 """See `status`."""
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """What `progress.json` says of a stage, and is used here."""
+
+    title: str
+    done: int
+    total: int
+    unit: str
+    per_second: Number
+    note: str
+    queues: dict[str, int]
+    trials: dict[str, int]
+    limit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """The same of a call."""
+
+    pid: int
+    updated: Number
+    stage: _Stage | None
+    error: str | None
 
 
 def status(cfg: RunConfig) -> Status:
@@ -35,18 +66,20 @@ def status(cfg: RunConfig) -> Status:
         )
     try:
         return _status(run)
-    except (KeyError, TypeError, AttributeError) as error:
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
         raise UserError(
-            f"{run.progress} or stage_seconds.json beside it is not what this version of Strata writes ({error!r}); "
-            "they say how far the run is and nothing else: delete them, or ask with the version that wrote them"
+            f"{run.progress} is not what this version of Strata writes ({where}: {fault['msg']}); it says how far "
+            "the run is and nothing else: delete it, or ask with the version that wrote it"
         ) from None
 
 
 def _status(run: RunDirectory) -> Status:
     holder = run_lock.holder(run.path)
-    told = read_json(run.progress) if run.progress.is_file() else {}
-    stage, error = told.get("stage"), told.get("error")
-    if holder and holder["pid"] != told.get("pid"):
+    told = _told(run.progress)
+    stage, error = (told.stage, told.error) if told else (None, None)
+    if told and holder and holder["pid"] != told.pid:
         stage = error = None  # of the call before
     if holder:
         state = "running"
@@ -58,28 +91,32 @@ def _status(run: RunDirectory) -> Status:
         "run_dir": str(run.path),
         "state": state,
         "holder": holder,
-        "stage": stage and {**stage, "seconds_left": _seconds_left(stage) if holder else None},
-        "updated": round(max(0.0, time.time() - told["updated"]), 1) if told else None,
+        "stage": stage
+        and {**asdict(stage), "seconds_left": _seconds_left(stage) if holder else None},
+        "updated": round(max(0.0, time.time() - told.updated), 1) if told else None,
         "trials": _trials(run, stage, bool(holder)),
         "stage_seconds": run.stage_seconds(),
         "error": error,
     }
 
 
-def _seconds_left(stage: dict[str, Any]) -> float | None:
-    if not stage["done"] or not stage["per_second"]:
+def _told(file: Path) -> _Told | None:
+    return TypeAdapter(_Told).validate_python(read_json(file)) if file.is_file() else None
+
+
+def _seconds_left(stage: _Stage) -> float | None:
+    if not stage.done or not stage.per_second:
         return None
-    return round((stage["total"] - stage["done"]) / stage["per_second"], 1)
+    return round((stage.total - stage.done) / stage.per_second, 1)
 
 
-def _trials(run: RunDirectory, stage: dict[str, Any] | None, at_work: bool) -> dict[str, int]:
+def _trials(run: RunDirectory, stage: _Stage | None, at_work: bool) -> dict[str, int]:
     """By state; while no sweep is at work, as their folders say."""
     folders: list[Path] = [path for path in run.trials.glob("*") if path.is_dir()]
     found = Counter(_state(folder) for folder in folders)
-    if at_work and stage and stage["title"] == "sweep":
-        there: dict[str, int] = stage["trials"]
+    if at_work and stage and stage.title == "sweep":
         ended = Counter({key: n for key, n in found.items() if key in ("done", "given up")})
-        found = Counter(there) | ended
+        found = Counter(stage.trials) | ended
     return {state: n for state, n in sorted(found.items()) if n}
 
 

@@ -79,7 +79,11 @@ class Verification:
         except VersionError:
             raise
         except StoreError as error:
-            self._found(NAME, None, str(error))
+            self._found(
+                NAME,
+                None,
+                f"{error}. Its shards were not looked at: verify again when this is mended",
+            )
             return
         if json.loads(self.place.read(NAME)) != json.loads(root.to_bytes()):
             self._found(NAME, None, "it is not what was written")

@@ -50,6 +50,7 @@ def test_a_finished_run_is_verified_and_only_what_is_damaged_is_written_again(
         "train.zarr: commits/000003.json: it is not there any more",
         "train.zarr: groups/0/x, shard 0: it can't be read",
         "validation.zarr: zarr.json",
+        "Its shards were not looked at",
         "`strata harvest",
         "3 shards of train.zarr",
     ):

@@ -221,13 +221,29 @@ def test_where_no_run_has_begun_the_status_says_how_to_begin(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "told", [{"a": 1}, {"updated": "soon"}, {"updated": 1, "stage": [1]}], ids=str
+    "told",
+    [
+        {"a": 1},
+        {"updated": "soon"},
+        {"updated": float("nan"), "stage": None, "error": None},
+        {"updated": 1, "error": None, "stage": [1]},
+        {"updated": 1, "error": None, "stage": {"title": "sweep", "done": 1, "total": 2}},
+    ],
+    ids=str,
 )
 def test_what_another_version_says_of_its_progress_is_named(tmp_path: Path, told: dict[str, Any]):
     cfg = config_file.load(write_config(tmp_path))
     RunDirectory.claim(cfg)
     (cfg.run_dir / "progress.json").write_text(json.dumps({**told, "pid": os.getpid()}))
-    with pytest.raises(UserError, match=r"progress\.json .* not what this version .* delete them"):
+    with pytest.raises(UserError, match=r"progress\.json .* not what this version .* delete it"):
+        status(cfg)
+
+
+def test_what_another_version_says_of_the_time_it_took_is_named(tmp_path: Path):
+    cfg = config_file.load(write_config(tmp_path))
+    RunDirectory.claim(cfg)
+    (cfg.run_dir / "stage_seconds.json").write_text('{"pack": "x"}')
+    with pytest.raises(UserError, match=r"stage_seconds\.json .* a number for each .* delete it"):
         status(cfg)
 
 
