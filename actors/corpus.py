@@ -72,6 +72,11 @@ class FilesCorpus:
         """Refuse an empty list."""
         if not self.paths:
             raise ValueError("paths is empty; name at least one file or glob pattern")
+        if any("://" in path for path in self.paths):  # not repeated, as it may hold a password
+            raise ValueError(
+                "paths: one of them is a URL, and texts are read from files; copy them to a folder that every node "
+                "sees, or give a dataset of the Hub (source: hub)"
+            )
 
     def documents(self) -> Iterator[Document]:
         """All documents, file after file.

@@ -23,8 +23,13 @@ def revision(source: ModelSource) -> str | None:
     """
     if source.is_local:
         return None
-    config = load_pretrained(source, AutoConfig.from_pretrained)
-    return getattr(config, "_commit_hash", None) or source.revision
+    load_pretrained(
+        source, AutoConfig.from_pretrained
+    )  # now the cache has it, in its commit's folder
+    found = hf_hub_download(
+        source.name, "config.json", revision=source.revision, local_files_only=True
+    )
+    return Path(found).parent.name
 
 
 def weights(source: ModelSource) -> str | None:

@@ -32,6 +32,9 @@ from storage.errors import StoreError
 PROBE_SECONDS = 60.0
 """That nodes have to answer in when a run begins. One that needs longer is heard later."""
 
+_LOST = (NodeDiedError, TaskUnschedulableError, WorkerCrashedError, OutOfMemoryError)
+"""What becomes of a question whose process is lost, mostly with its node."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
@@ -46,7 +49,7 @@ class Refusal:
 
 @dataclass
 class Admission:
-    """Asks nodes, each once."""
+    """Asks nodes, each until it has answered."""
 
     storage: SharedStorage
     """What each must find."""
@@ -55,6 +58,7 @@ class Admission:
     weights: str | None
     """Of the model's folder, as the run has noted them; None for a model of the Hub, which nodes fetch themselves."""
 
+    _fit: set[str]
     _asked: set[str] = field(default_factory=set)
     _lock: Any = field(default_factory=Lock)
     _pending: dict["ray.ObjectRef[str | None]", tuple[str, str]] = field(default_factory=dict)
@@ -64,7 +68,7 @@ class Admission:
         """To a run that this process drives. Its own node needs none."""
         here = ray.get_runtime_context().get_node_id()
         noted = read_json(run.model) if model.is_local and run.model.is_file() else {}
-        return cls(SharedStorage.of(run), model, noted.get("weights"), {here})
+        return cls(SharedStorage.of(run), model, noted.get("weights"), {here}, {here})
 
     def ask_all(self) -> None:
         """Have all nodes of the connected cluster that compute answer.
@@ -85,6 +89,12 @@ class Admission:
             self._ask(nodes)
             return self._answers(0.0)
 
+    @property
+    def fit(self) -> frozenset[str]:
+        """Nodes that have said that they can work on the run; others are not to be relied on, or not yet."""
+        with self._lock:
+            return frozenset(self._fit)
+
     def _ask(self, nodes: list[Mapping[str, Any]]) -> None:
         ask = ray.remote(num_cpus=0, max_retries=0)(_fault)
         for node in nodes:
@@ -104,8 +114,14 @@ class Admission:
         refused = []
         for answer in answered:
             node, host = self._pending.pop(answer)
-            why = _told(answer, host)
-            if why is not None:
+            try:
+                why = _told(answer, host)
+            except _LOST:
+                self._asked.discard(node)  # again, if it is there
+                continue
+            if why is None:
+                self._fit.add(node)
+            else:
                 refused.append(Refusal(node=node, host=host, why=why))
         return refused
 
@@ -130,11 +146,15 @@ def _fault(storage: SharedStorage, model: ModelSource, expected: str | None) -> 
 
 
 def _told(answer: "ray.ObjectRef[str | None]", host: str) -> str | None:
-    """What a node says is wrong; None also if it is gone, as the run can do without it."""
+    """What a node says is wrong.
+
+    Raises:
+        RayError: One of `_LOST`.
+    """
     try:
         return ray.get(answer)
-    except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError, OutOfMemoryError):
-        return None
+    except _LOST:
+        raise
     except RayError as error:  # nothing of Strata has begun there
         reason = redacted(str(error)).strip().splitlines()[-1]
         return (

@@ -1,7 +1,6 @@
 """Ray: connecting."""
 
 import logging
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,8 +9,10 @@ from typing import Any
 
 import grpc
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, ObjectStoreFullError, OutOfDiskError
 
 from orchestrator.config import ComputeConfig
@@ -41,9 +42,10 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     try:
         if cfg.address:
             _refuse_client(cfg.address)
-            _refuse_private(cfg.address)
-            _check_listens(cfg.address)
-            _join(cfg.address)
+            address = _looked_up(cfg.address)
+            _refuse_client(address)
+            _check_answers(address)
+            _join(address)
         else:
             _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
         # Ray has put a handler in its place that prints a stack of addresses.
@@ -66,10 +68,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as error:
-        raise UserError(
-            f"compute.address: the cluster at {address} takes no driver without its token ({error}); set "
-            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
-        ) from None
+        raise _needs_token(address, error) from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         ray.shutdown()
         if "ersion mismatch" in str(error):
@@ -134,32 +133,52 @@ def _refuse_client(address: str) -> None:
         )
 
 
-def _refuse_private(address: str) -> None:
-    """Ray would start one of its own for it, which listens beyond this machine."""
-    if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
+def _looked_up(address: str) -> str:
+    """HOST:PORT of the cluster that `auto` means on this machine, as Ray looks it up."""
+    if address != "auto":
+        return address
+    try:
+        found = services.canonicalize_bootstrap_address(address)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(_no_cluster(address, error)) from None
+    if found is None:  # Ray would start one of its own, which listens beyond this machine
         raise UserError(
             "compute.address: auto takes what RAY_ADDRESS names, and that is local, which is no cluster; unset "
             "RAY_ADDRESS, or leave the address out to use this machine alone"
         )
+    return found
 
 
-def _check_listens(address: str) -> None:
-    """Ask the port itself first, then whether it speaks as Ray does: Ray would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        return  # `auto`, which Ray looks up by itself
+def _check_answers(address: str) -> None:
+    """Ask the port itself first, then whether it is Ray's: Ray would go on trying for minutes."""
+    place = services.parse_address(address)  # pyright: ignore[reportPrivateImportUsage]
+    if place is None or not place[1].isdigit():
+        raise UserError(_no_cluster(address, "it is no HOST:PORT"))
+    host, port = place
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(_no_cluster(address, error)) from None
-    channel: Any = init_grpc_channel(address)
+    channel: Any = init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS)
     try:
-        grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
-    except grpc.FutureTimeoutError:
+        question = gcs_service_pb2.GetClusterIdRequest()  # pyright: ignore[reportAttributeAccessIssue]
+        ask = NodeInfoGcsServiceStub(channel).GetClusterId
+        ask(question, timeout=CONNECT_SECONDS, wait_for_ready=True)
+    except grpc.RpcError as error:
+        code, details = error.code(), error.details()  # pyright: ignore[reportAttributeAccessIssue]
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            raise _needs_token(address, details) from None
         silence = f"what listens there does not answer as Ray does within {CONNECT_SECONDS:.0f} s"
-        raise UserError(_no_cluster(address, silence)) from None
+        raise UserError(_no_cluster(address, f"{silence}: {code.name}")) from None
     finally:
         channel.close()
+
+
+def _needs_token(address: str, error: object) -> UserError:
+    return UserError(
+        f"compute.address: the cluster at {address} takes no driver without its token ({error}); set "
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
+    )
 
 
 def _no_cluster(address: str, error: object) -> str:

@@ -48,7 +48,8 @@ class ClusterMetrics:
         for part, spent in seconds.items():
             self._count(progress, "strata_actor_seconds", spent, part)
         self._set(progress, "strata_stage_done", progress.done / max(progress.total, 1))
-        self._set(progress, "strata_stage_seconds_left", progress.seconds_left or 0.0)
+        if progress.seconds_left is not None:
+            self._set(progress, "strata_stage_seconds_left", progress.seconds_left)
         for queue, n_jobs in figures.queues.items():
             self._set(progress, "strata_jobs", float(n_jobs), queue)
         for state, n_trials in figures.trials.items():

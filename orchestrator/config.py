@@ -180,6 +180,11 @@ class ComputeConfig:
                     f"{all_told if asked != getattr(self, setting) else ''} is neither a share of one "
                     "GPU nor a whole number of them; give at most 1, or 2, 3, ..."
                 )
+        if "@" in (self.address or ""):  # not repeated, as it may be a password
+            raise ValueError(
+                "address: holds more than a host and a port; give HOST:PORT, and a token by Ray's own "
+                "RAY_AUTH_TOKEN_PATH"
+            )
         if self.address in ("", "local"):
             raise ValueError(
                 f"address: {self.address!r} is no cluster's; leave address out to use this machine alone, or "
@@ -300,8 +305,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse a bucket for a folder, and what only shows where sections meet."""
         if is_broken_url(str(self.run_dir)):  # as a path leaves of a URL
+            told = str(self.run_dir).rpartition("@")[2]  # before it may be a password
             raise ValueError(
-                f"run_dir: {self.run_dir} is no folder; give one, and a bucket for the activations alone, as "
+                f"run_dir: {told} is no folder; give one, and a bucket for the activations alone, as "
                 "harvest.store"
             )
         if self.compute.trials_per_actor > 1 and self.sweep.search.method == "optuna":

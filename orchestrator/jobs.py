@@ -37,14 +37,20 @@ ANSWER_SECONDS = 10.0
 LOST_SECONDS = 60.0
 """Without any answer, after which a job is followed no longer."""
 
-SILENCE_SECONDS = 60.0
+SILENCE_SECONDS = LOST_SECONDS - ANSWER_SECONDS
 """Of a log, after which is asked whether the job is still there."""
 
-NEVER_SENT = (
-    *("/runs", ".env", ".env.*", ".envrc", ".netrc", ".pgpass", ".git-credentials"),
-    *(".aws", ".ssh", ".kube", "id_rsa", "id_ed25519", "*.pem"),
+SECRET_FILES = (
+    *(".env", ".env.*", "*.env", ".envrc", ".netrc", ".pgpass", ".my.cnf", ".mylogin.cnf"),
+    *(".aws", ".azure", ".boto", ".s3cfg", "application_default_credentials.json"),
+    *(".databrickscfg", ".docker", ".git-credentials", ".npmrc", ".pypirc", ".terraformrc"),
+    *(".gnupg", ".kube", "kubeconfig", ".ray", ".ssh", ".vault-token"),
+    *("id_dsa", "id_ecdsa", "id_ed25519", "id_rsa", "*.key", "*.p12", "*.pem", "*.pfx"),
 )
-"""Beside what .gitignore names, and .git and environments, which Ray leaves out: runs, and where secrets lie."""
+"""Files and folders that mostly hold secrets; the launcher's files name them too."""
+
+NEVER_SENT = ("/runs", *SECRET_FILES)
+"""Beside what .gitignore names, and .git and environments, which Ray leaves out."""
 
 for _module in (sdk, dashboard_sdk, packaging):
     logging.getLogger(_module.__name__).setLevel(logging.ERROR)  # after they have set it themselves
@@ -264,10 +270,10 @@ class _Log:
         self._client, self._job, self._write = client, job, write
         self._n_written = 0
         self.heard = time.monotonic()
-        """When it was last known to answer."""
+        """When something of it came last."""
 
     async def show(self) -> bool:
-        """Write what is new, until the job ends (True) or the log is silent (False)."""
+        """Write what is new, until the job ends (True) or nothing comes (False): it is silent, or cut off."""
         n_read = 0
         async with aclosing(self._client.tail_job_logs(self._job)) as parts:  # pyright: ignore
             while True:
@@ -276,7 +282,6 @@ class _Log:
                 except StopAsyncIteration:
                     return True
                 except TimeoutError:
-                    self.heard = time.monotonic()  # silent, and not cut off
                     return False
                 self.heard = time.monotonic()
                 n_read += len(part)

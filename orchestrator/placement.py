@@ -43,7 +43,13 @@ class Nodes:
     _seen: tuple[float, dict[str, Mapping[str, float]]] = (0.0, {})
 
     def usable(self, now: bool = False) -> dict[str, Mapping[str, float]]:
-        """What each has, by its id: of those that are alive, not about to go, and not left out.
+        """What each has, by its id, of those that are `present` and have said that they can work on the run."""
+        present = self.present(now)
+        fit = self.admission.fit if self.admission else present.keys()
+        return {node: has for node, has in present.items() if node in fit}
+
+    def present(self, now: bool = False) -> dict[str, Mapping[str, float]]:
+        """The same of those that are alive, not about to go, and not left out.
 
         As a second ago at most, or `now`.
         """

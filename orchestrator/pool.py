@@ -172,9 +172,9 @@ class Pool:
 
     def _recruit(self, wanted: int) -> None:
         """Have processes for so many jobs, as far as there is room, and none on nodes that are about to go."""
-        usable = self.placement.nodes.usable()
+        usable, present = self.placement.nodes.usable(), self.placement.nodes.present()
         for member in list(self._members):
-            if member.node is not None and member.node not in usable and not member.in_hand:
+            if member.node is not None and member.node not in present and not member.in_hand:
                 self._dismiss(member)
         serving = sum(member.node is None or member.node in usable for member in self._members)
         room = self.placement.room()

@@ -1,5 +1,6 @@
 """One process at a time works on a run directory; a lock that a dead one left is no lock."""
 
+import errno
 import fcntl
 import json
 import os
@@ -32,7 +33,14 @@ def hold(folder: Path) -> None:
     file = path.open("a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise UserError(
+                f"{folder} is where files can't be locked ({error.strerror}), and one process at a time may write a "
+                "run; mount its file system with locks (NFS: without nolock; Lustre: with flock), or set run_dir to a "
+                "folder elsewhere"
+            ) from None
         file.seek(0)
         who = _named(file.read())
         file.close()

@@ -96,6 +96,7 @@ def test_a_node_without_strata_or_the_model_that_joins_is_left_out(tmp_path: Pat
                 (tmp_path / "hurry").touch()
         assert len(done) == N_JOBS
         assert len({node for _, node in done[-20:]}) == 2, heard
+        assert len({node for _, node in done}) == 2, "no job before a node has said that it is fit"
         without, blind = sorted(heard, key=lambda text: "model.name" in text)
         assert "install Strata on every node" in without
         assert f"model.name: {model} on node" in blind or "is no folder" in blind

@@ -13,6 +13,7 @@ import ray
 import yaml
 
 from orchestrator.__main__ import parser
+from orchestrator.jobs import SECRET_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "cluster"
@@ -72,7 +73,9 @@ def test_in_a_cloud_the_head_computes_nothing_and_gpus_are_spot_machines_while_n
 def test_the_project_installs_itself_on_every_node_and_the_dashboard_stays_on_the_head(file: Path):
     config = load(file)
     assert list(config["file_mounts"].values()) == ["."]
+    assert {*SECRET_FILES, ".git", ".venv", "runs"} == set(config["rsync_exclude"])
     setup = " ".join(config["setup_commands"])
+    assert "uv venv" not in setup or "--allow-existing" in setup, "Ray gives them again and again"
     torch = re.search(r"TORCH \?= (\S+)", (ROOT / "Makefile").read_text())
     assert torch
     assert torch[1] in setup

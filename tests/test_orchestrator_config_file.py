@@ -165,6 +165,25 @@ def test_one_fault_does_not_hide_another_of_its_section(
     assert text.count("\n") == 2, text
 
 
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"compute": {"address": "u:planted@127.0.0.1:1"}}, "compute.address: holds more than"),
+        (
+            {"corpus": {"source": "files", "paths": ["s3://key:planted@bucket/x"]}},
+            "corpus.paths: one of them is a URL",
+        ),
+        ({"run_dir": "http://u:planted@host/x"}, "run_dir: host/x is no folder"),
+    ],
+)
+def test_an_address_that_may_hold_a_password_is_refused_and_not_repeated(
+    tmp_path: Path, section: dict[str, object], expected: str
+):
+    text = complaint(tmp_path, changed(**section))
+    assert expected in text
+    assert "planted" not in text
+
+
 def test_merge_keys_are_understood(tmp_path: Path):
     text = changed().replace("harvest:\n", "x-shared: &x {dtype: float32}\nharvest:\n  <<: *x\n")
     assert "x-shared: is not a setting" in complaint(tmp_path, text)

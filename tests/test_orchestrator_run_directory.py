@@ -1,6 +1,8 @@
 """A run directory belongs to one configuration."""
 
 import dataclasses
+import errno
+import fcntl
 import socket
 import subprocess
 import sys
@@ -228,6 +230,17 @@ def test_a_directory_has_one_process_and_a_dead_one_holds_nothing(cfg: RunConfig
         child.kill()
         child.communicate()
     assert RunDirectory.claim(cfg).config.is_file()
+
+
+def test_where_files_can_not_be_locked_nobody_else_is_blamed(
+    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(UserError, match=r"can't be locked \(No locks available\).*NFS: without no"):
+        RunDirectory.claim(cfg)
 
 
 def test_while_tokens_are_packed_again_the_configuration_may_not_change(cfg: RunConfig):

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 from ray import cloudpickle
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
@@ -169,6 +171,24 @@ def test_an_address_where_nothing_answers_is_refused_after_a_stated_time(
     said = refused(capsys, "submit", config, "--image", "--address", f"http://{silent}")
     assert f"--address: no Ray cluster answers at http://{silent} within 1 s" in said
     assert "`ray dashboard cluster.yaml`" in said
+
+
+def test_what_speaks_as_ray_does_and_is_no_cluster_is_refused(tmp_path: Path, capsys, monkeypatch):
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        said = refused(capsys, "run", write_config(tmp_path), "--address", address)
+    finally:
+        server.stop(None)
+    assert f"no Ray cluster at {address} (what listens there does not answer as Ray does" in said
+    assert "UNIMPLEMENTED" in said
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of a cluster that is gone
+    said = refused(capsys, "run", write_config(tmp_path), "--address", "auto")
+    assert ":9 (" in said
+    assert "refused" in said
+    said = refused(capsys, "run", write_config(tmp_path), "--address", "somewhere")
+    assert "no Ray cluster at somewhere (it is no HOST:PORT)" in said
 
 
 def test_addresses_of_the_wrong_kind_are_refused_with_the_right_one(
@@ -339,3 +359,25 @@ def test_a_cut_is_waited_out_however_long_the_run_was_followed(monkeypatch: pyte
     details = followed.follow("job", written.append)
     assert details is not None
     assert "".join(written) == "abcde"
+
+
+class _Silent(JobSubmissionClient):
+    """A cluster whose head has stopped: it takes connections, and answers nothing."""
+
+    def __init__(self) -> None:
+        """Ask nothing."""
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        await asyncio.sleep(60)
+        yield ""
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        raise TimeoutError
+
+
+def test_a_cluster_that_is_silent_is_followed_no_longer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs, "LOST_SECONDS", 0.6)
+    monkeypatch.setattr(jobs, "SILENCE_SECONDS", 0.5)
+    followed = object.__new__(jobs.Jobs)
+    followed._client = _Silent()  # pyright: ignore[reportAttributeAccessIssue]
+    assert followed.follow("job", print) is None

@@ -21,6 +21,7 @@ from orchestrator.pool import Pool
 from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.stages.group import load_groups
+from orchestrator.stages.same_model import pinned
 from storage.activations import ActivationStore
 from storage.files import FileRecord, read_parts
 from storage.layout import StoreSpec
@@ -44,6 +45,7 @@ def dashboard(run: RunDirectory, cfg: RunConfig, console: Console) -> Path:
         StoreError: If the validation store or the tokens are gone or damaged.
         UserError: If what the run knows of itself is damaged.
     """
+    cfg = pinned(cfg, run)
     tokens, store = TokenStore.open(run.tokens), ActivationStore.open(run.validation)
     text, causal = _text_of(cfg, tokens), describe(cfg.model).is_causal
     groups: list[Group] = read_summary(run)["groups"]

@@ -22,7 +22,7 @@ from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_summary
 from orchestrator.stages.exported_layer import Draft, Exporter, ExportOptions
 from orchestrator.stages.group import load_groups
-from orchestrator.stages.same_model import check_model
+from orchestrator.stages.same_model import check_model, pinned
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
 from sae.formats import FORMATS
@@ -44,6 +44,7 @@ def export(cfg: RunConfig, options: ExportOptions, console: Console) -> list[Pat
     if not run.config.is_file():
         raise UserError(f"{run.path} holds no run; begin one with `strata run`")
     run = RunDirectory.claim(cfg)
+    cfg = pinned(cfg, run)
     trials = _chosen(run, options.trial)
     tokens = TokenStore.open(run.tokens).spec
     check_model(cfg, run, tokens, ActivationStore.open(run.validation).spec.d_model)

@@ -21,7 +21,7 @@ from orchestrator.labels import figure
 from orchestrator.run_directory import RunDirectory, write_json
 from orchestrator.stages.evaluate import reports
 from orchestrator.stages.group import load_groups
-from orchestrator.stages.same_model import check_model
+from orchestrator.stages.same_model import check_model, pinned
 from sae import checkpoint
 from sae.autoencoder import SparseAutoencoder
 from sae.formats import FORMATS, recognise
@@ -64,6 +64,7 @@ def judge(
             f"`strata group {run.path}`"
         )
     run = RunDirectory.claim(cfg)
+    cfg = pinned(cfg, run)
     tokens = TokenStore.open(run.tokens)
     stored = ActivationStore.open(run.validation).spec
     check_model(cfg, run, tokens.spec, stored.d_model)

@@ -18,6 +18,7 @@ from orchestrator.progress import stage
 from orchestrator.run_directory import RunDirectory, read_json, read_summary, write_json
 from orchestrator.session import Session
 from orchestrator.stages.group import load_groups
+from orchestrator.stages.same_model import pinned
 from orchestrator.tracking.tracker import Tracker
 from storage.tokens import TokenStore
 
@@ -54,8 +55,9 @@ def progressive(cfg: RunConfig, n_sequences: int, console: Console) -> Curves:
             "number from 1, or leave it out"
         )
     winners = _winners(RunDirectory.of(cfg))
-    shape = describe(cfg.model)
     run = RunDirectory.claim(cfg)
+    cfg = pinned(cfg, run)
+    shape = describe(cfg.model)
     tracker = Tracker(cfg, run, console)
     session = Session(cfg=cfg, run=run, shape=shape, tracker=tracker, console=console, watchers=())
     try:

@@ -1,5 +1,7 @@
 """Refuses an autoencoder, or a run, that belongs to another model than the one that is there now."""
 
+from dataclasses import replace
+
 from actors.language_model import describe
 from actors.model_origin import weights
 from actors.packer import Packer
@@ -7,6 +9,17 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json, write_json
 from storage.tokens import TokenSpec
+
+
+def pinned(cfg: RunConfig, run: RunDirectory) -> RunConfig:
+    """The settings with a model of the Hub at the commit that the run has noted, wherever its branch is now.
+
+    Every node looks a branch up in a cache of its own.
+    """
+    noted = read_json(run.model).get("weights") if run.model.is_file() else None
+    if cfg.model.is_local or noted is None:
+        return cfg
+    return replace(cfg, model=replace(cfg.model, revision=noted))
 
 
 def note_weights(cfg: RunConfig, run: RunDirectory) -> None:
@@ -23,7 +36,7 @@ def note_weights(cfg: RunConfig, run: RunDirectory) -> None:
 
 
 def _refuse_other_weights(cfg: RunConfig, run: RunDirectory) -> None:
-    here, there = weights(cfg.model), read_json(run.model).get("weights")
+    here, there = weights(pinned(cfg, run).model), read_json(run.model).get("weights")
     if here != there:
         raise UserError(
             f"{cfg.model.name} has other weights than those this run was made with (fingerprint {here}, and "

@@ -56,7 +56,7 @@ class Places(tune.Callback):
             UserError: If no trial has got a place in time.
         """
         nodes = self._placement.nodes
-        self._nodes = set(nodes.usable())
+        self._nodes = set(nodes.present())
         if self._fault is not None:
             raise self._fault
         lacks_place = any(trial.status in _WITHOUT_PLACE for trial in trials)
@@ -74,7 +74,7 @@ class Places(tune.Callback):
         cause = getattr(error, "cause", None)
         if isinstance(cause, NodeError) and self._placement.has_room_without(cause.node):
             self._fault = cause
-        lost = self._nodes - set(self._placement.nodes.usable(now=True))
+        lost = self._nodes - set(self._placement.nodes.present(now=True))
         # A process that crashes has died; one that has gone with its node is first out of reach.
         return isinstance(error, ActorUnavailableError) or (
             bool(lost) and isinstance(error, RayActorError)
