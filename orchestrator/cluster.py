@@ -41,9 +41,7 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         if cfg.address:
-            _refuse_client(cfg.address)
             address = _looked_up(cfg.address)
-            _refuse_client(address)
             _check_answers(address)
             _join(address)
         else:
@@ -134,32 +132,33 @@ def _refuse_client(address: str) -> None:
 
 
 def _looked_up(address: str) -> str:
-    """HOST:PORT of the cluster that `auto` means on this machine, as Ray looks it up."""
-    if address != "auto":
-        return address
-    try:
-        found = services.canonicalize_bootstrap_address(address)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(_no_cluster(address, error)) from None
-    if found is None:  # Ray would start one of its own, which listens beyond this machine
+    """What `auto` means on this machine, as Ray looks it up; another address as it is."""
+    if address == "auto":
+        try:
+            address = services.get_ray_address_from_environment(address, None)
+        except ConnectionError as error:
+            raise UserError(_no_cluster(address, error)) from None
+    if address == "local":  # Ray would start one of its own, which listens beyond this machine
         raise UserError(
             "compute.address: auto takes what RAY_ADDRESS names, and that is local, which is no cluster; unset "
             "RAY_ADDRESS, or leave the address out to use this machine alone"
         )
-    return found
+    _refuse_client(address)
+    return address
 
 
 def _check_answers(address: str) -> None:
     """Ask the port itself first, then whether it is Ray's: Ray would go on trying for minutes."""
-    place = services.parse_address(address)  # pyright: ignore[reportPrivateImportUsage]
-    if place is None or not place[1].isdigit():
-        raise UserError(_no_cluster(address, "it is no HOST:PORT"))
-    host, port = place
     try:
+        # Where Ray will look for it: of 127.0.0.1 it makes the machine's own address.
+        there = services.canonicalize_bootstrap_address(address) or address
+        host, port = services.parse_address(there)  # pyright: ignore[reportPrivateImportUsage]
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except ValueError:
+        raise UserError(_no_cluster(address, "it is no HOST:PORT")) from None
     except OSError as error:
         raise UserError(_no_cluster(address, error)) from None
-    channel: Any = init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS)
+    channel: Any = init_grpc_channel(there, ray_constants.GLOBAL_GRPC_OPTIONS)
     try:
         question = gcs_service_pb2.GetClusterIdRequest()  # pyright: ignore[reportAttributeAccessIssue]
         ask = NodeInfoGcsServiceStub(channel).GetClusterId

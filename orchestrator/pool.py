@@ -51,6 +51,9 @@ class _Member:
     node: str | None = None
     in_hand: int = 0
 
+    serves: Any = None
+    """The newest work list that it has had a job of."""
+
 
 @dataclass(eq=False)
 class _Job:
@@ -122,9 +125,10 @@ class Pool:
             while todo or inflight:
                 n_left = len(todo) + len(inflight)
                 self._recruit(min(n_left, n_actors or n_left))
-                while (member := self._next_hand(len(todo), n_actors)) is not None:
+                while (member := self._next_hand(made, len(todo), n_actors)) is not None:
                     job = todo.popleft()
                     member.in_hand += 1
+                    member.serves = made
                     sent = member.process.do.remote(made, method, job.arguments, overlap)
                     inflight[sent] = member, job
                 self.n_at_work = len({member for member, _ in inflight.values()})
@@ -185,10 +189,12 @@ class Pool:
             process: Any = ray.remote(**options)(_Process).remote()
             self._members.append(_Member(process, process.node.remote()))
 
-    def _next_hand(self, n_todo: int, at_most: int | None) -> _Member | None:
-        """Who of the first `at_most` takes the next of so many jobs: a second one when there is one for everybody."""
+    def _next_hand(self, work: Any, n_todo: int, at_most: int | None) -> _Member | None:
+        """Who of `at_most` takes the next of so many jobs of a list: a second one when there is one for everybody."""
         usable = self.placement.nodes.usable()
-        there = [member for member in self._members if member.node in usable][:at_most]
+        there = [member for member in self._members if member.node in usable]
+        # Whoever comes up later does not take the place of one that is at it.
+        there = sorted(there, key=lambda member: member.serves is not work)[:at_most]
         # Those asked for beyond room may never come.
         n_coming = min(len(self._members[:at_most]), self.placement.room()) - len(there)
         free = min(there, key=lambda member: member.in_hand, default=None)

@@ -19,6 +19,7 @@ import grpc
 import pytest
 from ray import cloudpickle
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from ray.util import get_node_ip_address
 
 from orchestrator import cluster as cluster_module
 from orchestrator import config_file, jobs
@@ -30,6 +31,9 @@ from orchestrator.run_directory import RunDirectory
 from orchestrator.shared_storage import SharedStorage
 from tests.ray_nodes import Nodes, if_it_can_mount, nodes, project, submit
 from tests.runs import ROOT, write_config
+
+HOST = get_node_ip_address()
+"""Of this machine, where Ray looks for what is said to be on 127.0.0.1."""
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +122,9 @@ def test_a_process_that_starts_later_where_the_folder_is_another_refuses_to_work
 def silent() -> Iterator[str]:
     """The address of a server that takes connections and says nothing."""
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
+        server.bind((HOST, 0))
         server.listen()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+        yield f"{HOST}:{server.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -175,7 +179,7 @@ def test_an_address_where_nothing_answers_is_refused_after_a_stated_time(
 
 def test_what_speaks_as_ray_does_and_is_no_cluster_is_refused(tmp_path: Path, capsys, monkeypatch):
     server = grpc.server(ThreadPoolExecutor(1))
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    address = f"{HOST}:{server.add_insecure_port(f'{HOST}:0')}"
     server.start()
     try:
         said = refused(capsys, "run", write_config(tmp_path), "--address", address)
@@ -183,6 +187,9 @@ def test_what_speaks_as_ray_does_and_is_no_cluster_is_refused(tmp_path: Path, ca
         server.stop(None)
     assert f"no Ray cluster at {address} (what listens there does not answer as Ray does" in said
     assert "UNIMPLEMENTED" in said
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    said = refused(capsys, "run", write_config(tmp_path), "--address", "auto")
+    assert "ray://127.0.0.1:10001 is a way to a cluster from outside" in said
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of a cluster that is gone
     said = refused(capsys, "run", write_config(tmp_path), "--address", "auto")
     assert ":9 (" in said
