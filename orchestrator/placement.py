@@ -219,7 +219,8 @@ class Placement:
             )
         return UserError(
             f"compute: there is room for {self.room()} actors on the cluster, and none has got its place"
-            f"{waited}; others hold it (`ray status`): wait for them, or raise wait_seconds"
+            f"{waited}; others hold it (`ray status`), or this run does: within harvest.disk_budget a harvester and a "
+            "trainer work side by side, which takes two places; wait for the others, raise wait_seconds, or add nodes"
         )
 
     def has_room_without(self, node: str) -> bool:

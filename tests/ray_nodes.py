@@ -88,10 +88,12 @@ class Nodes:
     def wait_for(self, n: int) -> None:
         """Until so many nodes are alive."""
         url = f"{self.dashboard}/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        token = self.environment.get("RAY_AUTH_TOKEN", "")
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
         deadline = time.monotonic() + 120
         while True:
             try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
+                with urllib.request.urlopen(asked, timeout=5) as answer:
                     if answer.read().count(b'"node_id"') >= n:
                         return
             except OSError:

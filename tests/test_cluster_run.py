@@ -107,6 +107,16 @@ def test_a_cluster_of_another_ray_takes_no_driver(tmp_path: Path):
     assert "2.59.0" in said
 
 
+def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path):
+    write_config(tmp_path)
+    with nodes(
+        cpus=1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "4f" * 16}
+    ) as cluster:
+        said = refused(tmp_path, cluster)
+    assert f"the cluster at {cluster.address} takes no driver without its token" in said
+    assert "RAY_AUTH_TOKEN_PATH" in said
+
+
 def test_a_node_without_strata_is_named(tmp_path: Path):
     write_config(tmp_path)
     (tmp_path / "without" / "orchestrator").mkdir(parents=True)
