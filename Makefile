@@ -12,7 +12,7 @@ demo: $(READY)  ## The main job on the embedded model and corpus, start to finis
 	$(BIN)/strata demo
 
 test: $(READY)  ## All tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu and not crash and not interop and not cluster" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not crash and not interop and not cluster" -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-crash
 test-crash: $(READY)  ## The long forms: destruction of stores; whole runs in a bucket, on an encoder, within a disk budget; more of the plan's memory

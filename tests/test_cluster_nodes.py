@@ -62,6 +62,7 @@ def test_nodes_that_come_are_used_and_those_that_go_or_are_unfit_are_done_withou
         assert last == done[0][1]
 
 
+@pytest.mark.cluster
 @if_it_can_mount
 def test_a_node_without_strata_or_the_model_that_joins_is_left_out(tmp_path: Path):
     model = tmp_path / "model"

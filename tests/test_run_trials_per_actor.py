@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOGETHER = {"cpus": 2, "trials_per_actor": 2}
 
 
+@pytest.mark.crash
 def test_trials_that_train_together_end_as_those_that_did_not(
     tmp_path: Path, finished: tuple[Path, str]
 ):

@@ -106,6 +106,8 @@ def serve(uri: str, port: int, console: Console) -> None:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is in use; give another with --port")
     console.print(f"MLflow's pages: http://127.0.0.1:{port}  (Ctrl-C ends them)", highlight=False)
+    # Seven processes for jobs that no run has, unless somebody wants them.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
