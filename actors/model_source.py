@@ -16,7 +16,7 @@ class ModelSource:
     """A local folder as `save_pretrained` writes it, or the id of a model on the Hub."""
 
     revision: str | None = None
-    """Branch, tag or commit on the Hub; by default its main branch."""
+    """Branch, tag or commit on the Hub; by default its main branch. A run keeps to the commit it began with."""
 
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Of the weights in memory and of the forward pass; `auto` is what the weights are stored in."""

@@ -56,7 +56,7 @@ class Admission:
 
     model: ModelSource
     weights: str | None
-    """Of the model's folder, as the run has noted them; None for a model of the Hub, which nodes fetch themselves."""
+    """Which ones the run has noted: `actors.model_origin.weights`. None: nobody knows."""
 
     _fit: set[str]
     _asked: set[str] = field(default_factory=set)
@@ -67,7 +67,7 @@ class Admission:
     def of(cls, model: ModelSource, run: RunDirectory) -> "Admission":
         """To a run that this process drives. Its own node needs none."""
         here = ray.get_runtime_context().get_node_id()
-        noted = read_json(run.model) if model.is_local and run.model.is_file() else {}
+        noted = read_json(run.model) if run.model.is_file() else {}
         return cls(SharedStorage.of(run), model, noted.get("weights"), {here}, {here})
 
     def ask_all(self) -> None:

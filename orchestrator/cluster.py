@@ -3,8 +3,11 @@
 import logging
 import signal
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 import grpc
@@ -20,6 +23,11 @@ from orchestrator.errors import UserError
 from orchestrator.redaction import redacted
 
 CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 20.0
+"""Of the head, after which it is told."""
+
+_LOOK_SECONDS = 5.0
+
 STARTS = 3
 """Times that Ray is started on this machine; a busy one can miss the 30 s that Ray gives itself."""
 
@@ -48,7 +56,8 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
             _start(cfg.cpus, OBJECT_STORE_BYTES + shared_bytes)
         # Ray has put a handler in its place that prints a stack of addresses.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        yield
+        with _watching_the_head():
+            yield
     except SystemExit:  # what Ray makes of SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (ObjectStoreFullError, OutOfDiskError) as error:
@@ -60,6 +69,37 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _watching_the_head() -> Iterator[None]:
+    """Say so if it falls silent: Ray then ends the process from within, without a word that a user understands."""
+    address, over = ray.get_runtime_context().gcs_address, Event()
+    host, port = services.parse_address(address)  # pyright: ignore
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not over.wait(_LOOK_SECONDS):
+            try:
+                socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS).close()
+                heard = time.monotonic()
+            except OSError:
+                if time.monotonic() - heard > SILENT_SECONDS:
+                    break
+        else:
+            return
+        sys.stderr.write(
+            f"strata: the head of the Ray cluster, at {address}, has not answered for {SILENT_SECONDS:.0f} s. If it "
+            "stays silent Ray will end this command; when there is a cluster again, the same command goes on where "
+            "this one stopped\n"
+        )
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _join(address: str) -> None:

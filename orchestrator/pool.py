@@ -19,6 +19,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
+from actors.errors import InputError
 from orchestrator.admission import Admission
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
@@ -306,7 +307,8 @@ class _Process:
                 if storage is not None:
                     with blaming_this_node(UserError, StoreError):
                         storage.check()
-                with blaming_this_node(StoreError, OSError):
+                # The driver has looked at what it gives; what is wrong with it now may be so here alone.
+                with blaming_this_node(InputError, StoreError, OSError):
                     self._instance, self._made = actor(*arguments), made
         with blaming_this_node(StoreError, OSError), nullcontext() if overlap else self._working:
             return getattr(self._instance, method)(*job)

@@ -100,6 +100,8 @@ def test_four_things_are_to_be_changed(file: Path):
 def test_kuberay_takes_it_and_would_not_take_a_typing_error(file: Path):
     manifest = load(file)
     assert kuberay_faults(manifest) == []
+    cluster_spec(manifest)["authOptions"] = {"mode": "token"}  # as docs/cluster.md says
+    assert kuberay_faults(manifest) == []
     for path, wrong in (
         (("headGroupSpec", "rayStartParams"), {"num-cpus": 0}),
         (("headGroupSpec", "templat"), {}),

@@ -1,6 +1,8 @@
 """A sweep whose trainer, or whose whole node of Ray, is killed ends with the weights of an unbroken one."""
 
 import subprocess
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +48,25 @@ def test_a_trainer_that_is_killed_goes_on_in_another_process_of_the_same_run(
     assert weights(run) == weights(finished[0].parent / "runs" / "small")
 
 
+@pytest.mark.crash
+def test_trials_whose_processes_end_over_and_over_are_an_error_that_says_why(
+    tmp_path: Path, finished: tuple[Path, str]
+):
+    driver, config, run = begun(tmp_path, finished[0])
+    while driver.poll() is None:
+        for process in processes(driver, "Trainable"):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.1)
+    output, _ = driver.communicate()
+    assert driver.returncode == 2, output
+    assert "Traceback" not in output
+    assert "mostly memory is the reason" in output
+    status, output = strata("sweep", config)
+    assert status == 0, output
+    assert weights(run) == weights(finished[0].parent / "runs" / "small")
+
+
 @pytest.mark.crash  # Ray itself takes two minutes to give its node up
 def test_a_sweep_whose_node_is_killed_is_continued_by_the_same_command(
     tmp_path: Path, finished: tuple[Path, str]
@@ -55,6 +76,7 @@ def test_a_sweep_whose_node_is_killed_is_continued_by_the_same_command(
         process.kill()
     output, _ = driver.communicate(timeout=400)
     assert driver.returncode not in (0, 2), output
+    assert "the same command goes on where this one stopped" in output
     before = results(run)
     status, output = strata("sweep", config)
     assert status == 0, output

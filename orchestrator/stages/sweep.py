@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
@@ -47,6 +48,9 @@ from orchestrator.sweeps.winners import Result
 from storage.activations import ActivationStore
 from storage.chunk_source import ChunkSource
 from storage.errors import StoreError
+
+MOST_FAILURES = 2
+"""After which a trial is tried again; the loss of a node counts for none."""
 
 
 def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial, Result]]:
@@ -276,7 +280,7 @@ def _tune(
             name="experiment",
             storage_path=str(scratch),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=2),
+            failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
             callbacks=[report, Places(placement)],
         ),
     )
@@ -297,6 +301,12 @@ def _tune(
             raise UserError(
                 f"{told}. {causes[0]}. If a setting is the reason, give a sweep without it in a run_dir of "
                 "its own; the same command tries these trials again"
+            )
+        if any(isinstance(error, RayActorError) for error in results.errors):
+            raise UserError(
+                f"{told}. The processes of some ended {MOST_FAILURES + 1} times; mostly memory is the reason: give "
+                "each actor more of it (fewer of them by compute.cpus_per_actor, a lower compute.trials_per_actor, "
+                "smaller batches); the same command goes on from their checkpoints"
             )
         why = f":\n{results.errors[0]}" if results.errors else ""
         raise RuntimeError(f"{told}, and the same command tries these again{why}")
