@@ -58,6 +58,13 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with _watching_the_head():
             yield
+    except AuthenticationError as error:
+        if cfg.address:
+            raise _needs_token(cfg.address, error) from None
+        raise UserError(
+            f"Ray can't start on this machine as its environment asks ({error}); correct RAY_AUTH_TOKEN_PATH, or "
+            "unset RAY_AUTH_MODE: a private Ray makes a token of its own"
+        ) from None
     except SystemExit:  # what Ray makes of SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (ObjectStoreFullError, OutOfDiskError) as error:
@@ -105,8 +112,6 @@ def _watching_the_head() -> Iterator[None]:
 def _join(address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError as error:
-        raise _needs_token(address, error) from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         ray.shutdown()
         if "ersion mismatch" in str(error):

@@ -37,7 +37,7 @@ ANSWER_SECONDS = 10.0
 LOST_SECONDS = 60.0
 """Without any answer, after which a job is followed no longer."""
 
-SILENCE_SECONDS = LOST_SECONDS - ANSWER_SECONDS
+SILENCE_SECONDS = 15.0
 """Of a log, after which is asked whether the job is still there."""
 
 SECRET_FILES = (

@@ -23,8 +23,11 @@ HIDDEN = "***"
 
 
 def is_secret(variable: str) -> bool:
-    """Whether an environment variable holds a secret, by its name: AWS_SECRET_ACCESS_KEY, PGPASSWORD."""
-    return _SECRET.search(variable) is not None
+    """Whether an environment variable holds a secret, by its name: AWS_SECRET_ACCESS_KEY, PGPASSWORD.
+
+    Where a secret lies (RAY_AUTH_TOKEN_PATH) is none, and what a user has to be told if nothing is there.
+    """
+    return not variable.endswith(("_PATH", "_FILE")) and _SECRET.search(variable) is not None
 
 
 def redacted(text: str) -> str:

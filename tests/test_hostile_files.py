@@ -290,7 +290,10 @@ def test_a_model_that_brings_code_is_refused_and_its_code_not_run(tmp_path: Path
         "postgresql://host/x?sslmode=require%26password%3Dhunter2hunter2",
         "postgresql://somebody:hunter2/hunter2@host/x",
         "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Dhunter2hunter2",
-        "mssql+pyodbc://host/x?driver=x;PWD=hunter2hunter2",
+        *(
+            "mssql+pyodbc://host/x?driver=x;PWD=hunter2hunter2",
+            "mssql+pyodbc://DSN=x;PWD=hunter2hunter2/",
+        ),
         "sqlite+pysqlcipher://:hunter2hunter2@/x.db",
         *(f"https://host/x?{key}=hunter2hunter2" for key in ("pwd", "sig", "auth", "credential")),
         *("https://host/x?hunter2hunter2", "https://host/x#token=hunter2hunter2"),
@@ -364,6 +367,7 @@ def test_a_variable_of_this_name_is_secret(name: str):
     [
         *("PWD", "OLDPWD", "PATH", "PATTERN", "KEYBOARD", "PASSENGER_APP_ENV", "MONKEY", "BYPASS"),
         *("TOKENIZERS_PARALLELISM", "COMPASS", "CONNECTION_TIMEOUT", "URL", "MLFLOW_TRACKING_URI"),
+        "RAY_AUTH_TOKEN_PATH",
     ],
 )
 def test_a_variable_of_this_name_is_not_secret(name: str):

@@ -21,9 +21,10 @@ def processes(driver: subprocess.Popen[str], *names: str) -> list[psutil.Process
     """Those below the driver whose command line begins with one of some names."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
-        command = process.cmdline()[:1]
-        if command and any(name in command[0] for name in names):
-            found.append(process)
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            command = process.cmdline()[:1]
+            if command and any(name in command[0] for name in names):
+                found.append(process)
     return found
 
 
