@@ -161,14 +161,17 @@ def slow(node: psutil.Process) -> Iterator[None]:
     """The workers of a node stand still for nine tenths of the time."""
     over = threading.Event()
 
+    def tell(signalled: signal.Signals) -> None:
+        for process in processes(node):
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if "ray::" in "".join(process.cmdline()[:1]):
+                    process.send_signal(signalled)
+
     def brake() -> None:
         while not over.wait(0.1):
-            workers = [p for p in processes(node) if "ray::" in "".join(p.cmdline()[:1])]
-            for signalled, pause in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.0)):
-                for worker in workers:
-                    with suppress(psutil.NoSuchProcess):
-                        worker.send_signal(signalled)
-                time.sleep(pause)
+            tell(signal.SIGSTOP)
+            time.sleep(0.9)
+            tell(signal.SIGCONT)
 
     thread = threading.Thread(target=brake)
     thread.start()
