@@ -5,6 +5,7 @@ node that joins, whether or not Strata is installed there.
 """
 
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
@@ -25,7 +26,7 @@ from actors.model_origin import weights
 from actors.model_source import ModelSource
 from orchestrator.errors import UserError
 from orchestrator.redaction import redacted
-from orchestrator.run_directory import RunDirectory, read_json
+from orchestrator.run_directory import RunDirectory
 from orchestrator.shared_storage import SharedStorage
 from storage.errors import StoreError
 
@@ -34,6 +35,9 @@ PROBE_SECONDS = 60.0
 
 _LOST = (NodeDiedError, TaskUnschedulableError, WorkerCrashedError, OutOfMemoryError)
 """What becomes of a question whose process is lost, mostly with its node."""
+
+_MOST_LOST = 3
+"""Questions to a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +59,12 @@ class Admission:
     """What each must find."""
 
     model: ModelSource
-    weights: str | None
-    """Which ones the run has noted: `actors.model_origin.weights`. None: nobody knows."""
+    expected: str | None
+    """Those that the driver sees: `actors.model_origin.weights`."""
 
     _fit: set[str]
     _asked: set[str] = field(default_factory=set)
+    _n_lost: Counter[str] = field(default_factory=Counter)
     _lock: Any = field(default_factory=Lock)
     _pending: dict["ray.ObjectRef[str | None]", tuple[str, str]] = field(default_factory=dict)
 
@@ -67,8 +72,7 @@ class Admission:
     def of(cls, model: ModelSource, run: RunDirectory) -> "Admission":
         """To a run that this process drives. Its own node needs none."""
         here = ray.get_runtime_context().get_node_id()
-        noted = read_json(run.model) if run.model.is_file() else {}
-        return cls(SharedStorage.of(run), model, noted.get("weights"), {here}, {here})
+        return cls(SharedStorage.of(run), model, weights(model), _fit={here}, _asked={here})
 
     def ask_all(self) -> None:
         """Have all nodes of the connected cluster that compute answer.
@@ -102,7 +106,7 @@ class Admission:
             if node["Alive"] and node["Resources"].get("CPU") and name not in self._asked:
                 there = NodeAffinitySchedulingStrategy(name, soft=False)
                 asked = ask.options(scheduling_strategy=there).remote(
-                    self.storage, self.model, self.weights
+                    self.storage, self.model, self.expected
                 )
                 self._asked.add(name)
                 self._pending[asked] = name, node["NodeManagerHostname"]
@@ -116,9 +120,15 @@ class Admission:
             node, host = self._pending.pop(answer)
             try:
                 why = _told(answer, host)
-            except _LOST:
-                self._asked.discard(node)  # again, if it is there
-                continue
+            except _LOST as error:
+                self._n_lost[node] += 1
+                if self._n_lost[node] < _MOST_LOST:
+                    self._asked.discard(node)  # to be asked again, if it is there
+                    continue
+                why = (
+                    f"node {host} loses every process that is asked whether it can work on the run ({_first_line(error)}); see what "
+                    "ends processes there, mostly a lack of memory"
+                )
             if why is None:
                 self._fit.add(node)
             else:
@@ -131,7 +141,7 @@ def _fault(storage: SharedStorage, model: ModelSource, expected: str | None) -> 
     node = socket.gethostname()
     try:
         storage.check()
-        found = weights(model) if expected is not None else None
+        found = weights(model)
     except UserError as error:
         return str(error)
     except (InputError, StoreError, OSError) as error:
@@ -143,6 +153,10 @@ def _fault(storage: SharedStorage, model: ModelSource, expected: str | None) -> 
         f"(weights of fingerprint {found}, and {expected} there); every node has to see the same folder: put it where "
         "all nodes mount shared storage, or name a model of the Hub"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return redacted(str(error)).strip().partition("\n")[0]
 
 
 def _told(answer: "ray.ObjectRef[str | None]", host: str) -> str | None:

@@ -1,10 +1,10 @@
 """Ray: connecting."""
 
 import logging
+import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -23,8 +23,8 @@ from orchestrator.errors import UserError
 from orchestrator.redaction import redacted
 
 CONNECT_SECONDS = 10.0
-SILENT_SECONDS = 20.0
-"""Of the head, after which it is told."""
+MOST_SILENT = 4
+"""Times in a row that the head is looked for in vain before that is told."""
 
 _LOOK_SECONDS = 5.0
 
@@ -80,26 +80,23 @@ def connected(cfg: ComputeConfig, shared_bytes: int = 0) -> Iterator[None]:
 
 @contextmanager
 def _watching_the_head() -> Iterator[None]:
-    """Say so if it falls silent: Ray then ends the process from within, without a word that a user understands."""
+    """Say so if it is gone: Ray then ends the process from within, without a word that a user understands."""
     address, over = ray.get_runtime_context().gcs_address, Event()
     host, port = services.parse_address(address)  # pyright: ignore
 
     def watch() -> None:
-        heard = time.monotonic()
+        n_silent = 0
         while not over.wait(_LOOK_SECONDS):
             try:
                 socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS).close()
-                heard = time.monotonic()
-            except OSError:
-                if time.monotonic() - heard > SILENT_SECONDS:
-                    break
-        else:
-            return
-        sys.stderr.write(
-            f"strata: the head of the Ray cluster, at {address}, has not answered for {SILENT_SECONDS:.0f} s. If it "
-            "stays silent Ray will end this command; when there is a cluster again, the same command goes on where "
-            "this one stopped\n"
-        )
+                n_silent = 0
+            except OSError as error:
+                n_silent += 1
+                if n_silent == MOST_SILENT and not over.is_set():
+                    sys.stderr.write(
+                        f"strata: the head of Ray, at {address}, can't be reached any more ({error}). Unless it comes "
+                        "back Ray will end this command; then the same command goes on where this one stopped\n"
+                    )
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
@@ -195,6 +192,8 @@ def _looked_up(address: str) -> str:
 def _check_answers(address: str) -> None:
     """Ask the port itself first, then whether it is Ray's: Ray would go on trying for minutes."""
     try:
+        if not re.fullmatch(r".+:\d+", address):
+            raise ValueError
         # Where Ray will look for it: of 127.0.0.1 it makes the machine's own address.
         there = services.canonicalize_bootstrap_address(address) or address
         host, port = services.parse_address(there)  # pyright: ignore[reportPrivateImportUsage]

@@ -275,9 +275,9 @@ def _may_hold_a_secret(uri: str) -> bool:
     plain = all(
         key.lower() in _PLAIN_QUERY and re.fullmatch(r"[\w ./~:-]*", value) for key, value in query
     )
-    named = re.search(r"(pwd|password)=", uri, re.IGNORECASE)  # as ODBC has it, wherever it stands
-    at_places = "@" in uri and not (is_file or names_a_user)
-    return at_places or bool(named) or bool(url.fragment) or not plain
+    named = re.search(r"(pwd|passwd|password)=", uri, re.IGNORECASE)  # as ODBC has it, anywhere
+    suspicious = ("@" in uri and not names_a_user) or bool(named)
+    return (suspicious and not is_file) or bool(url.fragment) or not plain
 
 
 @dataclass(frozen=True, kw_only=True)

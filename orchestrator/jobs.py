@@ -104,8 +104,8 @@ class Request:
             )
         if folder is not None and not _is_sent(file.resolve(), folder.resolve()):
             raise UserError(
-                f"{file} is not sent with {folder}: a .gitignore or .rayignore names it, or it lies in runs or is an "
-                f".env file; copy it to where it is sent (`cp {shlex.quote(str(file))} run.yaml`) and submit that, or "
+                f"{file} is not sent with {folder}: a .gitignore or .rayignore names it, or it lies in runs or is "
+                f"of a kind that is never sent; copy it to where it is sent (`cp {shlex.quote(str(file))} run.yaml`) and submit that, or "
                 "give --image to send the file alone"
             )
         return cls(
@@ -270,24 +270,43 @@ class _Log:
         self._client, self._job, self._write = client, job, write
         self._n_written = 0
         self.heard = time.monotonic()
-        """When something of it came last."""
+        """When the cluster answered last."""
 
     async def show(self) -> bool:
-        """Write what is new, until the job ends (True) or nothing comes (False): it is silent, or cut off."""
+        """Write what is new, until the job ends (True) or the log is to be asked for anew (False).
+
+        Raises:
+            Exception: One of `_NO_ANSWER`, if the cluster is cut off.
+        """
         n_read = 0
         async with aclosing(self._client.tail_job_logs(self._job)) as parts:  # pyright: ignore
             while True:
+                coming = asyncio.ensure_future(anext(parts))
                 try:
-                    part = await asyncio.wait_for(anext(parts), SILENCE_SECONDS)
+                    if not await self._comes(coming):
+                        return False
+                    part = coming.result()
                 except StopAsyncIteration:
                     return True
-                except TimeoutError:
-                    return False
+                finally:
+                    coming.cancel()
+                    await asyncio.wait({coming})
                 self.heard = time.monotonic()
                 n_read += len(part)
                 if n_read > self._n_written:
                     self._write(part[self._n_written - n_read :])
                     self._n_written = n_read
+
+    async def _comes(self, part: "asyncio.Future[str]") -> bool:
+        """Whether a part comes; not if the job has ended, or for so long that the connection may be a dead one."""
+        since = time.monotonic()
+        while time.monotonic() - since < LOST_SECONDS:
+            if (await asyncio.wait({part}, timeout=SILENCE_SECONDS))[0]:
+                return True
+            if self._client.get_job_info(self._job).status.is_terminal():
+                break
+            self.heard = time.monotonic()
+        return False
 
 
 def _is_sent(file: Path, folder: Path) -> bool:

@@ -20,7 +20,7 @@ class NodeError(Exception):
 
 @contextmanager
 def blaming_this_node(*kinds: type[Exception]) -> Iterator[None]:
-    """Have errors of some kinds be those of the node that this process is on, unless it is the data's.
+    """Have errors of some kinds be those of the node that this process is on, unless the data are at fault.
 
     Raises:
         NodeError: In place of any of them inside.

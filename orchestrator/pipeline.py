@@ -48,6 +48,7 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
     directory = RunDirectory.claim(cfg)
     note_weights(cfg, directory)
     cfg = pinned(cfg, directory)
+    shape = describe(cfg.model)  # the branch may have moved on
     take_back(directory, console)
     note_environment(directory.environment)
     # It may refuse, and then there is no run in MLflow.

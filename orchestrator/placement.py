@@ -204,6 +204,13 @@ class Placement:
                     f"compute.{setting}: {asked:g} is more than any node of the cluster has, which is "
                     f"{most:g} {kind}s at most{waited}, so no actor can start; lower it or add nodes"
                 )
+        present = self.nodes.present()
+        if not self.room() and self._held_by(present.values()):
+            return UserError(
+                f"compute: {len(present) - len(nodes)} nodes would have room, and have not said{waited} whether they can "
+                "work on the run (they look for the run directory, the store and the model); see what keeps them "
+                "(`ray status`, Ray's logs there), or add others"
+            )
         if self.n_ranks > 1 and not self.room():
             there = sum(map(self._held_by_one, nodes))
             return UserError(
@@ -225,7 +232,7 @@ class Placement:
 
     def has_room_without(self, node: str) -> bool:
         """Whether other usable nodes than this one hold an actor, or the ranks of a trial."""
-        others = (has for other, has in self.nodes.usable().items() if other != node)
+        others = (has for other, has in self.nodes.present().items() if other != node)
         return self._held_by(others) > 0
 
     def leave_out(self, fault: NodeError) -> None:

@@ -19,7 +19,6 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from actors.errors import InputError
 from orchestrator.admission import Admission
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
@@ -52,8 +51,8 @@ class _Member:
     node: str | None = None
     in_hand: int = 0
 
-    serves: Any = None
-    """The newest work list that it has had a job of."""
+    newest_list: Any = None
+    """The work list that it has had a job of last."""
 
 
 @dataclass(eq=False)
@@ -95,6 +94,11 @@ class Pool:
         admission = Admission.of(cfg.model, run)
         admission.ask_all()
         nodes.admission = admission
+        since = time.monotonic()
+        while not placement.room():  # no node has answered yet
+            if time.monotonic() - since > placement.patience:
+                raise placement.no_room()
+            time.sleep(_LOOK_SECONDS)
         return cls(placement, admission.storage)
 
     def work(
@@ -129,7 +133,7 @@ class Pool:
                 while (member := self._next_hand(made, len(todo), n_actors)) is not None:
                     job = todo.popleft()
                     member.in_hand += 1
-                    member.serves = made
+                    member.newest_list = made
                     sent = member.process.do.remote(made, method, job.arguments, overlap)
                     inflight[sent] = member, job
                 self.n_at_work = len({member for member, _ in inflight.values()})
@@ -177,11 +181,11 @@ class Pool:
 
     def _recruit(self, wanted: int) -> None:
         """Have processes for so many jobs, as far as there is room, and none on nodes that are about to go."""
-        usable, present = self.placement.nodes.usable(), self.placement.nodes.present()
+        present = self.placement.nodes.present()
         for member in list(self._members):
             if member.node is not None and member.node not in present and not member.in_hand:
                 self._dismiss(member)
-        serving = sum(member.node is None or member.node in usable for member in self._members)
+        serving = sum(member.node is None or member.node in present for member in self._members)
         room = self.placement.room()
         if self.placement.patience and self.placement.at_most is None:
             room += ASKED_BEYOND_ROOM
@@ -195,7 +199,7 @@ class Pool:
         usable = self.placement.nodes.usable()
         there = [member for member in self._members if member.node in usable]
         # Whoever comes up later does not take the place of one that is at it.
-        there = sorted(there, key=lambda member: member.serves is not work)[:at_most]
+        there = sorted(there, key=lambda member: member.newest_list is not work)[:at_most]
         # Those asked for beyond room may never come.
         n_coming = min(len(self._members[:at_most]), self.placement.room()) - len(there)
         free = min(there, key=lambda member: member.in_hand, default=None)
@@ -307,8 +311,7 @@ class _Process:
                 if storage is not None:
                     with blaming_this_node(UserError, StoreError):
                         storage.check()
-                # The driver has looked at what it gives; what is wrong with it now may be so here alone.
-                with blaming_this_node(InputError, StoreError, OSError):
+                with blaming_this_node(StoreError, OSError):
                     self._instance, self._made = actor(*arguments), made
         with blaming_this_node(StoreError, OSError), nullcontext() if overlap else self._working:
             return getattr(self._instance, method)(*job)

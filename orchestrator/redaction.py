@@ -27,7 +27,9 @@ def is_secret(variable: str) -> bool:
 
     Where a secret lies (RAY_AUTH_TOKEN_PATH) is none, and what a user has to be told if nothing is there.
     """
-    return not variable.endswith(("_PATH", "_FILE")) and _SECRET.search(variable) is not None
+    return (
+        not variable.upper().endswith(("_PATH", "_FILE")) and _SECRET.search(variable) is not None
+    )
 
 
 def redacted(text: str) -> str:

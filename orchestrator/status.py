@@ -33,6 +33,7 @@ class _Stage:
     queues: dict[str, int]
     trials: dict[str, int]
     limit: str
+    megabytes: Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def status(cfg: RunConfig) -> Status:
     Returns:
         `run_dir`; `state`: `running`, `finished`, `failed` (with `error`) or `interrupted` (may be
         continued); `holder`, which process works there (`pid`, `host`), or None; `stage`, where it is,
-        or where the last call ended: `title`, `done`, `total`, `unit`, `per_second`, `seconds_left` (None
+        or where the last call ended: `title`, `done`, `total`, `unit`, `per_second`, `megabytes` (written to stores), `seconds_left` (None
         unless it is running), `limit` (what takes most of the cluster's time), `queues`, `note`;
         `updated`, seconds since that was written; `trials` by state; `stage_seconds` spent in each
         stage; `error`, that ended the last call, or None.

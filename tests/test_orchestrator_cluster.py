@@ -1,17 +1,28 @@
 """The pool of actors, on a real Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray import tune
 
 from actors.errors import InputError
-from orchestrator import cluster
+from orchestrator import cluster, config_file
 from orchestrator.config import ComputeConfig
 from orchestrator.errors import UserError
+from orchestrator.node_error import NodeError
 from orchestrator.placement import Nodes, Placement
 from orchestrator.pool import Pool
+from orchestrator.run_directory import RunDirectory
+from orchestrator.shared_storage import SharedStorage
+from orchestrator.sweeps.rank_grid import RankGrid
+from orchestrator.sweeps.rank_process import Workplace
+from orchestrator.sweeps.tune_trial import TuneTrial
 from tests.counter import Counter
+from tests.runs import write_config
+from tests.trials import small_trial
 
 pytestmark = pytest.mark.ray
 CFG = ComputeConfig(cpus=2)
@@ -50,6 +61,19 @@ def test_the_processes_are_kept_for_other_actors_until_they_are_freed(pool: Pool
     assert first["made"] == again["made"] != other["made"]
     pool.free()
     assert pool.call(Counter, (tmp_path / "a",), "process")["pid"] != first["pid"]
+
+
+def test_what_a_trainer_can_not_begin_with_is_told_as_itself(pool: Pool, tmp_path: Path):
+    run = RunDirectory.claim(config_file.load(write_config(tmp_path)))
+    storage = replace(SharedStorage.of(run), driver={"pid": 1, "host": "elsewhere"})
+    work = Workplace(
+        storage=storage, device="cpu", n_threads=1, shared=None, grid=RankGrid(latents=1)
+    )
+    trainable = tune.with_parameters(TuneTrial, workplace=work, gpus=0.0)
+    trainer: Any = ray.remote(trainable).remote(config={"trials": (small_trial(tmp_path),)})
+    with pytest.raises(NodeError) as told:
+        ray.get(trainer.train.remote(), timeout=120)
+    assert str(told.value.cause.why).startswith(f"run_dir: {run.path} on node")
 
 
 def test_no_jobs_start_no_actor(pool: Pool):

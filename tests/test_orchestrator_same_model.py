@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from actors.language_model import describe
 from actors.model_source import ModelSource
 from orchestrator import config_file
-from orchestrator.run_directory import RunDirectory, read_json
+from orchestrator.run_directory import RunDirectory, read_json, write_json
 from orchestrator.stages.same_model import note_weights, pinned
 from tests.runs import write_config
 
@@ -43,6 +43,19 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(hub: Path, tmp_path: Path)
     run.pilot.write("zarr.json", [b"{}"])  # from now on other weights would be refused
     note_weights(cfg, run)
     assert read_json(run.model)["weights"] == FIRST
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_run_that_did_not_note_the_commit_goes_on(
+    hub: Path, tmp_path: Path, revision: str | None
+):
+    cfg = config_file.load(write_config(tmp_path))
+    cfg = replace(cfg, model=ModelSource(name="owner/tiny", revision=revision))
+    run = RunDirectory.claim(cfg)
+    write_json(run.model, {"name": "owner/tiny", "weights": revision})  # by an older version
+    run.pilot.write("zarr.json", [b"{}"])
+    note_weights(cfg, run)
+    assert read_json(run.model)["weights"] == revision, "stores are known by it"
 
 
 def test_a_folder_is_what_it_is(tmp_path: Path):

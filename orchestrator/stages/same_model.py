@@ -1,4 +1,4 @@
-"""Refuses an autoencoder, or a run, that belongs to another model than the one that is there now."""
+"""Which model a run is made with: noted, kept to, and compared with the one that is there now."""
 
 from dataclasses import replace
 
@@ -36,7 +36,10 @@ def note_weights(cfg: RunConfig, run: RunDirectory) -> None:
 
 
 def _refuse_other_weights(cfg: RunConfig, run: RunDirectory) -> None:
-    here, there = weights(pinned(cfg, run).model), read_json(run.model).get("weights")
+    there = read_json(run.model).get("weights")
+    if not cfg.model.is_local and there in (None, cfg.model.revision):
+        return  # of an older version, which did not know the commit
+    here = weights(pinned(cfg, run).model)
     if here != there:
         raise UserError(
             f"{cfg.model.name} has other weights than those this run was made with (fingerprint {here}, and "

@@ -49,8 +49,8 @@ from storage.activations import ActivationStore
 from storage.chunk_source import ChunkSource
 from storage.errors import StoreError
 
-MOST_FAILURES = 2
-"""After which a trial is tried again; the loss of a node counts for none."""
+RETRIES = 2
+"""Of a trial that fails; when a node is lost, its trials have not failed."""
 
 
 def sweep(session: Session, groups: GroupStage, pool: Pool) -> list[tuple[Trial, Result]]:
@@ -280,7 +280,7 @@ def _tune(
             name="experiment",
             storage_path=str(scratch),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             callbacks=[report, Places(placement)],
         ),
     )
@@ -302,11 +302,12 @@ def _tune(
                 f"{told}. {causes[0]}. If a setting is the reason, give a sweep without it in a run_dir of "
                 "its own; the same command tries these trials again"
             )
-        if any(isinstance(error, RayActorError) for error in results.errors):
+        if causes and all(isinstance(cause, RayActorError) for cause in causes):
             raise UserError(
-                f"{told}. The processes of some ended {MOST_FAILURES + 1} times; mostly memory is the reason: give "
-                "each actor more of it (fewer of them by compute.cpus_per_actor, a lower compute.trials_per_actor, "
-                "smaller batches); the same command goes on from their checkpoints"
+                f"{told}. Their processes ended {RETRIES + 1} times each; mostly memory is the reason: give each "
+                "actor more of it (fewer of them by compute.cpus_per_actor or gpus_per_trial, a lower "
+                "trials_per_actor, smaller batches); the same command goes on from their checkpoints. Ray says: "
+                f"{str(causes[0]).strip().splitlines()[0]}"
             )
         why = f":\n{results.errors[0]}" if results.errors else ""
         raise RuntimeError(f"{told}, and the same command tries these again{why}")

@@ -31,6 +31,8 @@ class TuneTrial(tune.Trainable):
     A report is `{"reports": by trial what its trainer reports, "failed": ids, "done": whether all ended}`.
     """
 
+    _bundle: Bundle | RankGroup
+
     _ranks: RankGroup | None = None
     """Where trials have several."""
 
@@ -40,14 +42,21 @@ class TuneTrial(tune.Trainable):
         workplace: Workplace,
         gpus: float,
     ) -> None:
-        """Begin or continue the trials that the configuration holds, where the run directory is seen."""
-        with blaming_this_node(UserError, StoreError):
-            workplace.storage.check()
+        """Begin or continue the trials that the configuration holds, where the run directory is seen.
+
+        What goes wrong is raised by the first step: of what a constructor raises, Ray keeps the text alone.
+        """
+        self._fault: Exception | None = None
         trials: tuple[Trial, ...] = config["trials"]
         self._stride = math.ceil(trials[0].n_steps / reports(trials[0].n_steps))
-        with blaming_this_node(StoreError, OSError):
-            self._bundle = self._begun(trials, workplace, gpus)
-        self._continues = self._bundle.step > 0
+        try:
+            with blaming_this_node(UserError, StoreError):
+                workplace.storage.check()
+            with blaming_this_node(StoreError, OSError):
+                self._bundle = self._begun(trials, workplace, gpus)
+            self._continues = self._bundle.step > 0
+        except Exception as error:  # noqa: BLE001
+            self._fault = error
 
     def _begun(
         self, trials: tuple[Trial, ...], workplace: Workplace, gpus: float
@@ -65,6 +74,8 @@ class TuneTrial(tune.Trainable):
         Trials that are continued first say where they stand: they may have to wait there, or end.
         One that fails is left behind, and fails for Tune, which tries it again, when the others have ended.
         """
+        if self._fault is not None:
+            raise self._fault
         left = self._stride - self._bundle.step % self._stride
         with blaming_this_node(StoreError, OSError):
             reports = self._bundle.advance(0 if self._continues else left)
@@ -93,6 +104,6 @@ class TuneTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take over other trials in the same process."""
-        del self._bundle  # never two in memory
+        vars(self).pop("_bundle", None)  # never two in memory; after a fault there is none
         self.setup(new_config)  # pyright: ignore[reportCallIssue] (tune.with_parameters)
         return True
