@@ -15,6 +15,7 @@ from tests.stores import files_of
 pytestmark = [pytest.mark.ray, pytest.mark.crash]
 HARVEST = {
     **SMALL_RUN["harvest"],
+    "tokens": 180_000,
     "shard_mib": 0.5,
 }  # many shards, so that there is much to destroy
 STORES = ("tokens.zarr", "pilot.zarr", "validation.zarr", "train.zarr")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -130,6 +131,9 @@ def test_from_elsewhere_one_sees_stage_after_stage_go_on(watched: Watched):
     assert known
     assert all(stage["seconds_left"] > 0 for stage in known)
     assert any(stage["limit"].startswith("limited by the ") for stage in known)
+    [promised] = re.findall(r"\| `stage` \|(.*)\|", (ROOT / "docs/watching.md").read_text())
+    assert set(known[0]) - {"trials"} == set(re.findall(r"`(\w+)`", promised))
+    assert any(stage["megabytes"] for stage in known)
 
 
 def test_everything_that_is_promised_to_prometheus_is_exported(watched: Watched):
