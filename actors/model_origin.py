@@ -23,9 +23,8 @@ def revision(source: ModelSource) -> str | None:
     """
     if source.is_local:
         return None
-    load_pretrained(
-        source, AutoConfig.from_pretrained
-    )  # now the cache has it, in its commit's folder
+    load_pretrained(source, AutoConfig.from_pretrained)
+    # Now the cache has it, in its commit's folder.
     found = hf_hub_download(
         source.name, "config.json", revision=source.revision, local_files_only=True
     )

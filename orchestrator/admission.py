@@ -26,7 +26,7 @@ from actors.model_origin import weights
 from actors.model_source import ModelSource
 from orchestrator.errors import UserError
 from orchestrator.redaction import redacted
-from orchestrator.run_directory import RunDirectory
+from orchestrator.run_directory import RunDirectory, read_json
 from orchestrator.shared_storage import SharedStorage
 from storage.errors import StoreError
 
@@ -72,7 +72,10 @@ class Admission:
     def of(cls, model: ModelSource, run: RunDirectory) -> "Admission":
         """To a run that this process drives. Its own node needs none."""
         here = ray.get_runtime_context().get_node_id()
-        return cls(SharedStorage.of(run), model, weights(model), _fit={here}, _asked={here})
+        noted = read_json(run.model) if model.is_local and run.model.is_file() else {}
+        # A folder's files are not read again; of the Hub an older run may have noted no commit.
+        expected = noted.get("weights") or weights(model)
+        return cls(SharedStorage.of(run), model, expected, _fit={here}, _asked={here})
 
     def ask_all(self) -> None:
         """Have all nodes of the connected cluster that compute answer.
