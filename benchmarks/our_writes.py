@@ -15,9 +15,6 @@ from benchmarks.one_layer import columns_of, one_layer_spec
 from storage.activations import ActivationStore
 from storage.encoding import memory_for
 
-BATCH_SEQUENCES = 16
-"""The default of `harvest.batch_tokens`, 8192."""
-
 
 def make(arguments: dict[str, Any]) -> Turn:
     """A store with a shard for every turn; the activations come in float16."""
@@ -33,7 +30,7 @@ def make(arguments: dict[str, Any]) -> Turn:
 
     def turn(number: int) -> Findings:
         rows = ShardRows(spec, number, memory)
-        for batch in x.split(BATCH_SEQUENCES):
+        for batch in x.split(arguments["batch_sequences"]):
             rows.add({0: batch})
         store.write_shard(number, rows.finish(), columns_of(spec, number))
 

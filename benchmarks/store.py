@@ -37,7 +37,7 @@ def main() -> int:
             for size in sizes
             for row in harvest.measure(size, options.pairs, options.threads, options.device)
         ],
-        "writing": lambda: writing.measure(writing.Size(), options.pairs),
+        "writing": lambda: writing.measure(writing.Size(), 3 * options.pairs),
         "mixing": mixing.measure,
         "reading": lambda: reading.measure(ReadSize(), options.pairs),
     }

@@ -21,10 +21,15 @@ class Size:
     context: int = 512
     sequences_per_chunk: int = 11
     chunks: int = 16
+    batch_sequences: int = 16
+    """That the model gives at a time: the default of `harvest.batch_tokens`, 8192."""
 
 
 def measure(size: Size, rounds: int) -> list[Row]:
-    """One row: a shard in float16, its columns and its record included."""
+    """A shard in float16, its columns and its record included, against two things that SAELens does.
+
+    From what the model gives to the file, which is what our side does too; and the saving alone.
+    """
     peers.ensure()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -33,29 +38,41 @@ def measure(size: Size, rounds: int) -> list[Row]:
         np.save(folder / "x.npy", x)
         arguments = {
             "data": str(folder / "x.npy"),
-            "folder": name,
             "turns": 1 + rounds,
             "sequences_per_chunk": size.sequences_per_chunk,
+            "batch_sequences": size.batch_sequences,
         }
-        ours = Worker(Path(sys.executable), "benchmarks.our_writes", arguments, 1)
-        theirs = Worker(peers.PYTHON, "benchmarks.peer_writes", arguments, 1, peers.VARIABLES)
-        times: list[tuple[float, float]] = []
+        ours = Worker(
+            Path(sys.executable), "benchmarks.our_writes", {**arguments, "folder": name}, 1
+        )
+        theirs = {
+            what: Worker(
+                peers.PYTHON,
+                "benchmarks.peer_writes",
+                {**arguments, "joined": joined, "folder": str(folder / what)},
+                1,
+                peers.VARIABLES,
+            )
+            for what, joined in (("cached activations", False), ("saving alone", True))
+        }
+        times: list[list[float]] = []
         for turn in range(1 + rounds):
-            seconds = ours.step()["seconds"], theirs.step()["seconds"]
-            print(f"  {turn}/{rounds} write {seconds[0]:7.3f} s, SAELens {seconds[1]:7.3f} s")
+            seconds = [worker.step()["seconds"] for worker in (ours, *theirs.values())]
+            print(f"  {turn}/{rounds} write", *(f"{s:7.3f} s" for s in seconds))
             if turn:
                 times.append(seconds)
-        for worker in (ours, theirs):
+        for worker in (ours, *theirs.values()):
             worker.close()
-    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    our_median, *their_medians = (statistics.median(column) for column in zip(*times, strict=True))
     return [
         Row(
             name=f"write {x.nbytes / 2**20:.0f} MiB of float16, d_model {size.d_model}, CPU-seconds",
-            against="SAELens cached activations",
-            ratio=medians[1] / medians[0],
-            at_least=8,
-            aim=20,
-            values=medians,
-            versions={**ours.versions, **theirs.versions},
+            against=f"SAELens, {what}",
+            ratio=median / our_median,
+            at_least=8 if what == "cached activations" else None,
+            aim=20 if what == "cached activations" else None,
+            values=[our_median, median],
+            versions={**ours.versions, **worker.versions},
         )
+        for (what, worker), median in zip(theirs.items(), their_medians, strict=True)
     ]

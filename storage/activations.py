@@ -5,7 +5,7 @@ the model and the tokens, so writing it again is harmless; it counts when its co
 which is written last. docs/store_format.md says it byte for byte.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
-from storage.bulk_file import Bytes
+from storage.bulk_file import Bytes, Room
+from storage.chunk_parts import chunk_parts
 from storage.chunk_source import ChunkSource
-from storage.codecs import compressor
 from storage.commits import CommitLog, LayerTotals, ShardRecord
 from storage.encoding import EncodedRows, decode
 from storage.errors import RowsError, StoreError
@@ -25,7 +25,7 @@ from storage.metadata import has_metadata, write_metadata
 from storage.places import Location, Place, place
 from storage.reading import ShardReader
 from storage.root import Root, read_root
-from storage.shards import padded, shard_parts, with_checksum
+from storage.shards import pieces, shard_parts, with_checksum
 
 
 class ActivationStore:
@@ -219,8 +219,12 @@ class ActivationStore:
         norm = rows.noted("norm")
         self._check_finite(array, index, norm, row_layers)
         key = activation_file(array, index)
-        parts = shard_parts(self._chunks(rows), self.spec.chunks_per_shard)
-        files[key] = self.place.write(key, parts)
+
+        def parts(room: Room) -> Iterable[Bytes]:
+            chunks = chunk_parts(rows, self.spec.chunk_rows, self.spec.codec, room)
+            return shard_parts(chunks, self.spec.chunks_per_shard)
+
+        files[key] = self.place.compose(key, parts)
         self._write_column(f"{array}/norm", index, norm, files)
         if self.spec.groups:
             self._write_column(f"{array}/layer", index, row_layers, files)
@@ -274,20 +278,13 @@ class ActivationStore:
                 "or check its weights"
             )
 
-    def _chunks(self, rows: EncodedRows) -> Iterator[Bytes]:
-        """Chunk after chunk, each to be used before the next is asked for."""
-        step = self.spec.chunk_rows
-        compressed = compressor(self.spec.codec)
-        memory = np.empty((step, self.spec.d_model), rows.stored.dtype)
-        for start in range(0, len(rows.stored), step):
-            yield compressed(padded(rows.chunk(start, start + step, memory), step))
-
     def _write_column(
         self, name: str, index: int, values: np.ndarray, files: dict[str, FileRecord]
     ) -> None:
         key = f"{name}/c/{index}"
-        data = padded(values, self.spec.shard_rows).tobytes()
-        files[key] = self.place.write(key, with_checksum(data))
+        filled = np.zeros(self.spec.shard_rows, values.dtype)  # as zarr stores the last chunk
+        filled[: len(values)] = values
+        files[key] = self.place.write(key, with_checksum(pieces(filled.view(np.uint8))))
 
     # Reading
 

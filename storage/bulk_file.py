@@ -17,8 +17,31 @@ from jaxtyping import UInt8
 STAGE_BYTES = 8 * 2**20
 """Written at a time: whole blocks of any disk."""
 
+PIECE_BYTES = 256 * 2**10
+"""Made and handed on at a time: who sums it up then finds it in the cache of a core."""
+
 Bytes = bytes | UInt8[np.ndarray, " _"]
-"""What is written: bytes, or the memory of rows as it is."""
+"""What is written: bytes, or memory as it is."""
+
+Room = Callable[[int], UInt8[np.ndarray, " n_bytes"]]
+"""Gives memory for the next bytes of a file: handed on as they were made there, they need not be copied.
+
+It lasts until room is asked for again, or other bytes are handed on."""
+
+Parts = Callable[[Room], Iterable[Bytes]]
+"""The parts of a file one after the other, each to be used before the next is asked for."""
+
+
+_FREE: list[mmap.mmap] = []
+"""Stages that no file needs any more: the system gives fresh memory page by page, which takes its time."""
+
+
+def _stage() -> mmap.mmap:
+    """Begins where a block does, as the disk asks; a last piece may be made behind what is full."""
+    try:
+        return _FREE.pop()
+    except IndexError:
+        return mmap.mmap(-1, STAGE_BYTES + PIECE_BYTES)
 
 
 class BulkFile:
@@ -31,9 +54,10 @@ class BulkFile:
             OSError: If it can't be written, as do all methods.
         """
         self._file = path.open("wb", buffering=0)
-        self._memory = mmap.mmap(-1, STAGE_BYTES)  # begins where a block does, as the disk asks
+        self._memory = _stage()
         self._stage = np.frombuffer(self._memory, np.uint8)
         self._filled = 0
+        self._lent: Bytes | None = None
 
     def written(self, parts: Iterable[Bytes]) -> Iterator[Bytes]:
         """Write parts one after the other; yields each when it is written."""
@@ -41,25 +65,44 @@ class BulkFile:
             self.write(part)
             yield part
 
+    def room(self, n_bytes: int) -> UInt8[np.ndarray, " n_bytes"]:
+        """Memory for what is written next; of up to `PIECE_BYTES` it is where that is written from."""
+        self._make_room()
+        lent = self._stage[self._filled : self._filled + n_bytes]
+        if len(lent) < n_bytes:
+            return np.empty(n_bytes, np.uint8)
+        self._lent = lent
+        return lent
+
     def write(self, part: Bytes) -> None:
         """Add bytes at the end."""
+        lent, self._lent = self._lent, None
+        if part is lent:
+            self._filled += len(part)
+            return
         data = np.frombuffer(part, np.uint8)
         while len(data):
+            self._make_room()
             taken = data[: STAGE_BYTES - self._filled]
             self._stage[self._filled : self._filled + len(taken)] = taken
             self._filled += len(taken)
             data = data[len(taken) :]
-            if self._filled == STAGE_BYTES:
-                self._past_memory(self._flush)
 
     def sync(self) -> None:
         """Bring all of it to the disk."""
-        self._flush()
+        self._make_room()
+        self._flush(self._filled)
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Let go of the file; what was not synced may be lost."""
         self._file.close()
+        _FREE.append(self._memory)
+
+    def _make_room(self) -> None:
+        """Write the stage as often as it is full."""
+        if self._filled >= STAGE_BYTES:
+            self._past_memory(lambda: self._flush(self._filled - self._filled % STAGE_BYTES))
 
     def _past_memory(self, write: Callable[[], None]) -> None:
         """Do it directly, and where the system refuses that, as usual."""
@@ -76,9 +119,13 @@ class BulkFile:
         finally:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, usual)
 
-    def _flush(self) -> None:
-        while self._filled:
-            written = self._file.write(memoryview(self._memory)[: self._filled])
+    def _flush(self, n_bytes: int) -> None:
+        """Write the first bytes of the stage; what is behind them moves to its begin.
+
+        Of a disk that is almost full a part is taken, and the next write says so.
+        """
+        while n_bytes:
+            written = self._file.write(memoryview(self._memory)[:n_bytes])
+            n_bytes -= written
             self._filled -= written
-            if self._filled:  # the disk is almost full: the next write says so
-                self._stage[: self._filled] = self._stage[written : written + self._filled].copy()
+            self._stage[: self._filled] = self._stage[written : written + self._filled].copy()

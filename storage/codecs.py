@@ -15,8 +15,6 @@ import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 
-from storage.bulk_file import Bytes
-
 CODECS = ("none", "zstd", "blosc", "pcodec")
 """Names of the codecs a store can have."""
 
@@ -42,16 +40,13 @@ def declaration(codec: str, dtype: np.dtype) -> dict[str, Any]:
     return {"compressors": [*before[codec], Crc32cCodec()]}
 
 
-def compressor(codec: str) -> Callable[[np.ndarray], Bytes]:
-    """What makes the bytes of a chunk from its rows; without a codec they are not copied."""
-    if codec == "none":
-        return lambda rows: np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+def compressor(codec: str) -> Callable[[np.ndarray], bytes]:
+    """What makes the bytes of a chunk from its rows, of any of `CODECS` but `none`."""
     if codec == "zstd":
         made = numcodecs.Zstd(level=_ZSTD_LEVEL)
-        return lambda rows: bytes(made.encode(np.ascontiguousarray(rows)))
-    if codec == "blosc":
+    elif codec == "blosc":
         numcodecs.blosc.use_threads = False
         made = numcodecs.Blosc("zstd", _BLOSC_LEVEL, numcodecs.blosc.SHUFFLE)
-        return lambda rows: bytes(made.encode(np.ascontiguousarray(rows)))
-    made = numcodecs.pcodec.PCodec(level=_PCODEC_LEVEL)
-    return lambda rows: bytes(made.encode(np.ascontiguousarray(rows)))
+    else:
+        made = numcodecs.pcodec.PCodec(level=_PCODEC_LEVEL)
+    return lambda rows: bytes(made.encode(rows))

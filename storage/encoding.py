@@ -20,16 +20,18 @@ from storage.row_memory import RowMemory
 _BLOCK_VALUES = 512 * 768
 """Of a block on the CPU, which stays in the cache of a core."""
 
+_NONE_CLIPPED = torch.zeros(0, dtype=torch.int64)
+
 _SMALLEST = 127 * 2.0**-96
 """Rows whose largest value is below get the scale 2^96 of int8, which then need not be infinite."""
 
 
 class EncodedBlock(NamedTuple):
-    """Some rows of one layer, encoded; the fields are those of `EncodedRows`."""
+    """Some rows of one layer, encoded; the fields are those of `EncodedRows`, `clipped` empty if none was."""
 
     stored: Shaped[Tensor, "rows d_model"]
     norm: Float32[Tensor, " rows"]
-    clipped: Int64[Tensor, " rows"]
+    clipped: Int64[Tensor, " clipped"]
     scale: Float32[Tensor, " scaled"]
     squared_error: Float32[Tensor, " scaled"]
 
@@ -56,7 +58,7 @@ class EncodedRows:
     order: Int64[np.ndarray, " rows"] | None = None
     """Which of these rows stands at each row of the shard; None: they stand as they are here.
 
-    To permute them where the shard is written, chunk by chunk, costs half of scattering them here."""
+    To permute them where the shard is written, piece by piece, costs half of scattering them here."""
 
     @classmethod
     def empty(
@@ -104,7 +106,7 @@ class EncodedRows:
     def put(self, places: slice | Int64[np.ndarray, " rows"], block: EncodedBlock) -> None:
         """Put a block that is in main memory at its places."""
         for name, values in block._asdict().items():
-            if len(values):
+            if values.shape[0]:
                 getattr(self, name)[places] = values.numpy()
 
     def noted(self, name: str) -> Shaped[np.ndarray, " rows"]:
@@ -112,15 +114,16 @@ class EncodedRows:
         values = getattr(self, name)
         return values if self.order is None or not len(values) else values[self.order]
 
-    def chunk(
-        self, start: int, stop: int, memory: Shaped[np.ndarray, "chunk_rows d_model"]
-    ) -> Shaped[np.ndarray, "rows d_model"]:
-        """Rows of the shard, in its order: as they are here, or brought together in `memory`."""
+    def copy_into(self, memory: Shaped[np.ndarray, "rows d_model"], start: int) -> None:
+        """Fill memory with the shard's rows from `start` on, in its order, and with zeros after its last."""
+        part = slice(start, start + len(memory))
+        n_rows = len(range(len(self.stored))[part])
         if self.order is None:
-            return self.stored[start:stop]
-        order = self.order[start:stop]
-        # `raise` would not write into `out` straight away; these numbers are a permutation.
-        return np.take(self.stored, order, axis=0, out=memory[: len(order)], mode="clip")
+            memory[:n_rows] = self.stored[part]
+        else:
+            # `raise` would not write into `out` straight away; these numbers are a permutation.
+            np.take(self.stored, self.order[part], axis=0, out=memory[:n_rows], mode="clip")
+        memory[n_rows:] = 0
 
     def of_shard(self, mine: Bool[np.ndarray, " rows"]) -> Shaped[np.ndarray, "some d_model"]:
         """The rows that `mine` says of the shard's, in its order."""
@@ -175,9 +178,8 @@ class _BlockMemory:
         self._again = not x.is_cuda
         self._gathered = torch.empty(shape, dtype=x.dtype) if self._again else x
         self._wide = torch.empty(shape) if self._again and x.dtype != torch.float32 else x
-        self._stored = torch.empty(shape if self._again and dtype != "int8" else (0, 0))
-        if dtype != "int8":
-            self._stored = self._stored.to(getattr(torch, dtype))
+        stored = self._again and dtype != "int8"
+        self._stored = torch.empty(shape, dtype=getattr(torch, dtype)) if stored else x
 
     def gather(
         self, x: Float[Tensor, "tokens d_model"], rows: Int64[Tensor, " rows"]
@@ -215,7 +217,7 @@ def _block(
         clipped = (scaled.abs() > largest).sum(dim=1)
         stored = scaled.clamp_(-largest, largest).to(target)
     else:
-        clipped = torch.zeros(len(x), dtype=torch.int64)
+        clipped = _NONE_CLIPPED
         # A power of two times a number of the same dtype is rounded as it would be from float32.
         as_is = x if x.dtype == target else wide
         stored = as_is if scale == 1 and x.dtype == target else memory.scaled(as_is, scale)

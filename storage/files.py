@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from storage.bulk_file import BulkFile, Bytes
+from storage.bulk_file import BulkFile, Bytes, Parts
 from storage.errors import StoreError
 
 _PART_BYTES = 8 * 2**20
@@ -62,18 +62,27 @@ def write_file(path: Path, parts: Iterable[Bytes]) -> FileRecord:
     Raises:
         StoreError: If the disk is full, or the place can't be written. Nothing of it is left.
     """
+    return compose_file(path, lambda room: parts)
+
+
+def compose_file(path: Path, parts: Parts) -> FileRecord:
+    """`write_file`, of parts that are made in the memory from which they are written.
+
+    Raises:
+        StoreError: As `write_file`.
+    """
     with writing(path):
         return _write(path, parts)
 
 
-def _write(path: Path, parts: Iterable[Bytes]) -> FileRecord:
+def _write(path: Path, parts: Parts) -> FileRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{path.name}.*.partial"):
         leftover.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with closing(BulkFile(partial)) as file:
-            record = FileRecord.of(file.written(parts))
+            record = FileRecord.of(file.written(parts(file.room)))
             file.sync()
         partial.replace(path)
     except BaseException:

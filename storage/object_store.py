@@ -8,13 +8,14 @@ are told, since servers repeat parts of a request in their answers.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
@@ -22,7 +23,7 @@ from zarr.abc.store import ByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from storage.bulk_file import Bytes
+from storage.bulk_file import Parts
 from storage.errors import StoreError
 from storage.files import FileRecord
 from storage.places import Place, inside, leads_out
@@ -86,11 +87,10 @@ class ObjectPlace(Place):
         """All bytes of an object."""
         return self._ask("read", name, lambda: bytes(obstore.get(self._bucket, name).bytes()))
 
-    def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
+    def compose(self, name: str, parts: Parts) -> FileRecord:
         """Write an object, which appears when all of it is there."""
-        data = [
-            bytes(part) for part in parts
-        ]  # a part lasts until the next; requests may be repeated
+        # A part lasts until the next; requests may be repeated.
+        data = [bytes(part) for part in parts(lambda n_bytes: np.empty(n_bytes, np.uint8))]
         record = FileRecord.of(data)
         self._ask("write", name, lambda: self._put(name, data, record.n_bytes), writes=True)
         return record

@@ -14,9 +14,9 @@ from pathlib import Path
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from storage.bulk_file import Bytes
+from storage.bulk_file import Bytes, Parts
 from storage.errors import StoreError
-from storage.files import FileRecord, read_parts, sync, write_file
+from storage.files import FileRecord, compose_file, read_parts, sync
 
 
 def is_broken_url(location: str) -> bool:
@@ -67,7 +67,6 @@ class Place(ABC):
             StoreError: If an object store does not give it.
         """
 
-    @abstractmethod
     def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
         """Write `parts` one after the other as one file, atomically and durably.
 
@@ -76,6 +75,15 @@ class Place(ABC):
 
         Raises:
             StoreError: If the disk or the object store does not take it.
+        """
+        return self.compose(name, lambda room: parts)
+
+    @abstractmethod
+    def compose(self, name: str, parts: Parts) -> FileRecord:
+        """`write`, of parts that are made in the memory from which they are written.
+
+        Raises:
+            StoreError: As `write`.
         """
 
     @abstractmethod
@@ -171,9 +179,9 @@ class LocalPlace(Place):
         """All bytes of a file."""
         return (self.folder / inside(name)).read_bytes()
 
-    def write(self, name: str, parts: Iterable[Bytes]) -> FileRecord:
+    def compose(self, name: str, parts: Parts) -> FileRecord:
         """Write under another name, sync to the disk, and rename."""
-        return write_file(self.folder / inside(name), parts)
+        return compose_file(self.folder / inside(name), parts)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None if there is none."""

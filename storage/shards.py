@@ -10,22 +10,25 @@ from collections.abc import Iterable, Iterator
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
-from storage.bulk_file import Bytes
+from storage.bulk_file import PIECE_BYTES, Bytes
 
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
-_PIECE_BYTES = 256 * 2**10
-"""Handed on at a time: who writes it, and who sums it up, then finds it in the cache of a core."""
 
 
-def with_checksum(data: Bytes) -> Iterator[Bytes]:
+def pieces(data: Bytes) -> Iterator[Bytes]:
+    """`data` a little at a time."""
+    for start in range(0, len(data), PIECE_BYTES):
+        yield data[start : start + PIECE_BYTES]
+
+
+def with_checksum(data: Iterable[Bytes]) -> Iterator[Bytes]:
     """`data` piece by piece, then its crc32c as a little-endian uint32: zarr's crc32c codec."""
     checksum = 0
-    for start in range(0, len(data), _PIECE_BYTES):
-        piece = data[start : start + _PIECE_BYTES]
+    for piece in data:
         checksum = google_crc32c.extend(checksum, piece)
         yield piece
     yield struct.pack("<I", checksum)
@@ -52,29 +55,20 @@ def chunk_places(data: Bytes, chunks_per_shard: int) -> Int64[np.ndarray, "chunk
     return np.cumsum(places, axis=1)
 
 
-def padded(
-    rows: Shaped[np.ndarray, "rows *width"], n_rows: int
-) -> Shaped[np.ndarray, "n_rows *width"]:
-    """`rows` filled up with zeros to `n_rows`, as zarr stores a chunk at the end of an array."""
-    if len(rows) == n_rows:
-        return rows
-    out = np.zeros((n_rows, *rows.shape[1:]), rows.dtype)
-    out[: len(rows)] = rows
-    return out
-
-
-def shard_parts(chunks: Iterable[Bytes], chunks_per_shard: int) -> Iterator[Bytes]:
-    """The file of a shard, piece by piece: its chunks in order, then the index.
+def shard_parts(chunks: Iterable[Iterable[Bytes]], chunks_per_shard: int) -> Iterator[Bytes]:
+    """The file of a shard, piece by piece as its chunks are given, in order; then the index.
 
     Chunks that a short last shard lacks are marked absent in the index.
     """
     index = np.full((chunks_per_shard, 2), _ABSENT, "<u8")
     offset = 0
     for i, chunk in enumerate(chunks):
-        index[i] = offset, len(chunk) + CHECKSUM_BYTES
-        offset += len(chunk) + CHECKSUM_BYTES
-        yield from with_checksum(chunk)
-    yield from with_checksum(index.tobytes())
+        begin = offset
+        for part in with_checksum(chunk):
+            offset += len(part)
+            yield part
+        index[i] = begin, offset - begin
+    yield from with_checksum([index.tobytes()])
 
 
 def shard_file_bytes(n_chunks: int, chunk_bytes: int, chunks_per_shard: int) -> int:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import bulk_file
-from storage.bulk_file import STAGE_BYTES, BulkFile
+from storage.bulk_file import PIECE_BYTES, STAGE_BYTES, BulkFile
 from storage.files import is_cached
 
 
@@ -49,13 +49,48 @@ def write_directly(path) -> None:
 
 
 @settings(max_examples=30)
-@given(sizes=st.lists(st.integers(0, 30_000), max_size=8))
-def test_a_file_holds_its_parts_one_after_the_other(sizes, tmp_path_factory):
+@given(
+    parts=st.lists(
+        st.tuples(
+            st.sampled_from(["given", "made", "made, then others given"]), st.integers(0, 30_000)
+        ),
+        max_size=8,
+    )
+)
+def test_a_file_holds_its_parts_one_after_the_other(parts, tmp_path_factory):
+    """Whether they were made in the file's own memory, which holds 24,000 bytes here, or given."""
     path = tmp_path_factory.mktemp("bulk") / "file"
-    parts = [np.random.default_rng(i).bytes(size) for i, size in enumerate(sizes)]
+    expected = b""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk_file, "STAGE_BYTES", 8192)
-        assert written(path, parts) == b"".join(parts)
+        for name, value in (("STAGE_BYTES", 8192), ("PIECE_BYTES", 16_000), ("_FREE", [])):
+            patch.setattr(bulk_file, name, value)
+        with closing(BulkFile(path)) as file:
+            for i, (way, size) in enumerate(parts):
+                data = np.random.default_rng(i).bytes(size)
+                if way == "given":
+                    file.write(data)
+                else:
+                    memory = file.room(size)
+                    memory[:] = np.frombuffer(data, np.uint8)
+                    file.write(memory if way == "made" else data[::-1])
+                expected += data[::-1] if way == "made, then others given" else data
+            file.sync()
+    assert path.read_bytes() == expected
+
+
+def test_files_that_are_written_at_once_have_memory_of_their_own(tmp_path):
+    sizes = STAGE_BYTES + 5, STAGE_BYTES + 7
+    files = [BulkFile(tmp_path / str(size)) for size in sizes]
+    for start in range(0, max(sizes), PIECE_BYTES):
+        for file, size in zip(files, sizes, strict=True):
+            memory = file.room(min(PIECE_BYTES, size - start))
+            memory[:] = size % 251
+            file.write(memory)
+    for file in files:
+        file.sync()
+        file.close()
+    for size in sizes:
+        assert (tmp_path / str(size)).read_bytes() == bytes([size % 251]) * size
 
 
 def test_a_large_file_goes_past_the_systems_memory_and_its_end_through_it(tmp_path):
