@@ -67,7 +67,7 @@ class Harvester:
 
     `harvest` may be called from several threads: the model serves one of them at a time, while the
     others write. With `SHARDS_AT_ONCE` threads the model need not wait for the disk, and memory
-    holds as many shards of every array, in float32.
+    holds as many shards of every array, as they are stored.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""What is known of where a model comes from: its commit or a fingerprint of its files, and its licence."""
+"""What is known of a model: its commit or a fingerprint of its files, and its licence."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from huggingface_hub import ModelCard, hf_hub_download
@@ -13,6 +14,9 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt")
 SAMPLE_BYTES = 2**20
 SAMPLES = 16
 """Of a file of weights; one of a large model is not read whole each time."""
+
+_SAYS_NOTHING = ("_name_or_path", "transformers_version")
+"""Of a model's configuration: who saved it."""
 
 
 def revision(source: ModelSource) -> str | None:
@@ -31,19 +35,32 @@ def revision(source: ModelSource) -> str | None:
     return Path(found).parent.name
 
 
-def weights(source: ModelSource) -> str | None:
-    """Which weights a model has: its commit on the Hub, or a fingerprint of a folder's files.
+def identity(source: ModelSource) -> str | None:
+    """Which model it is: its commit on the Hub, or a fingerprint of a folder's weights and one of its configuration.
 
-    The fingerprint is over their names, sizes and samples from begin to end: other weights have another,
-    be their shapes the same.
+    That of the weights is over their names, sizes and samples from begin to end: others have another,
+    be their shapes the same. The same weights compute something else with another configuration.
 
     Raises:
         InputError: If there is no such model.
     """
     if not source.is_local:
         return revision(source)
+    folder = Path(source.name)
+    config = json.loads((folder / "config.json").read_bytes())
+    said = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
+    text = json.dumps(said, sort_keys=True).encode()
+    return f"{_weights(folder)}-{hashlib.blake2b(text, digest_size=8).hexdigest()}"
+
+
+def is_same(found: str | None, noted: str | None) -> bool:
+    """Whether a model's `identity` is one that was noted, of its weights alone by older versions."""
+    return noted == found or (found is not None and noted == found.partition("-")[0])
+
+
+def _weights(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(p for pattern in WEIGHT_FILES for p in Path(source.name).glob(pattern)):
+    for path in sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern)):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         last = max(0, size - SAMPLE_BYTES)

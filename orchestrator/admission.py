@@ -22,7 +22,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import InputError
-from actors.model_origin import weights
+from actors.model_origin import identity, is_same
 from actors.model_source import ModelSource
 from orchestrator.errors import UserError
 from orchestrator.redaction import redacted
@@ -60,7 +60,7 @@ class Admission:
 
     model: ModelSource
     expected: str | None
-    """Those that the driver sees: `actors.model_origin.weights`."""
+    """Those that the driver sees: `actors.model_origin.identity`."""
 
     _fit: set[str]
     _asked: set[str] = field(default_factory=set)
@@ -74,7 +74,7 @@ class Admission:
         here = ray.get_runtime_context().get_node_id()
         noted = read_json(run.model) if model.is_local and run.model.is_file() else {}
         # A folder's files are not read again; of the Hub an older run may have noted no commit.
-        expected = noted.get("weights") or weights(model)
+        expected = noted.get("weights") or identity(model)
         return cls(SharedStorage.of(run), model, expected, _fit={here}, _asked={here})
 
     def ask_all(self) -> None:
@@ -144,16 +144,16 @@ def _fault(storage: SharedStorage, model: ModelSource, expected: str | None) -> 
     node = socket.gethostname()
     try:
         storage.check()
-        found = weights(model)
+        found = identity(model)
     except UserError as error:
         return str(error)
     except (InputError, StoreError, OSError) as error:
         return f"node {node}: {error}"
-    if found == expected:
+    if is_same(found, expected):
         return None
     return (
         f"model.name: {model.name} on node {node} is not what it is on {storage.driver['host']}, which drives the run "
-        f"(weights of fingerprint {found}, and {expected} there); every node has to see the same folder: put it where "
+        f"(fingerprint {found}, and {expected} there); every node has to see the same folder: put it where "
         "all nodes mount shared storage, or name a model of the Hub"
     )
 

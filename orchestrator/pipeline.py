@@ -23,7 +23,7 @@ from orchestrator.stages.baselines import baselines, train_baselines
 from orchestrator.stages.cards import cards
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.group import group
-from orchestrator.stages.same_model import note_weights, pinned
+from orchestrator.stages.same_model import note_model, pinned
 from orchestrator.stages.sweep import sweep
 from orchestrator.stages.verify import take_back
 from orchestrator.sweeps.front import fronts, to_json
@@ -46,7 +46,7 @@ def run(cfg: RunConfig, until: str, console: Console, with_baselines: bool = Fal
     figures = plan.plan(cfg, shape)
     plan.refuse_what_cannot_fit(figures, cfg)
     directory = RunDirectory.claim(cfg)
-    note_weights(cfg, directory)
+    note_model(cfg, directory)
     cfg = pinned(cfg, directory)
     shape = describe(cfg.model)  # the branch may have moved on
     take_back(directory, console)

@@ -147,7 +147,7 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Which weights it is made with."""
+        """Which model it is made with."""
         return self.path / "model.json"
 
     @property

@@ -86,7 +86,7 @@ def source_of(model: ModelSource, weights: str | None, tokens: str) -> str:
 
     Args:
         model: Of which the place in every layer and the dtype count.
-        weights: Fingerprint of its weights.
+        weights: What `actors.model_origin.identity` says of it.
         tokens: Of the tokens that it reads.
     """
     parts = (weights, model.site, model.hook_points, model.dtype, tokens)

@@ -1,5 +1,6 @@
-"""A model of the Hub whose branch moves on while a run is under way: the run keeps to its commit."""
+"""A run keeps to the model that it began with: a commit of the Hub, or a folder's files as they were."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from transformers import AutoConfig
 from actors.language_model import describe
 from actors.model_source import ModelSource
 from orchestrator import config_file
+from orchestrator.config import RunConfig
+from orchestrator.errors import UserError
 from orchestrator.run_directory import RunDirectory, read_json, write_json
-from orchestrator.stages.same_model import note_weights, pinned
+from orchestrator.stages.same_model import note_model, pinned
 from tests.runs import write_config
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -34,14 +37,14 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(hub: Path, tmp_path: Path)
     cfg = config_file.load(write_config(tmp_path))
     cfg = replace(cfg, model=ModelSource(name="owner/tiny"))
     run = RunDirectory.claim(cfg)
-    note_weights(cfg, run)
+    note_model(cfg, run)
     assert read_json(run.model)["weights"] == FIRST
 
     (hub / "refs" / "main").write_text(SECOND)
     assert describe(cfg.model).n_layers == 4
     assert describe(pinned(cfg, run).model).n_layers == 3
     run.pilot.write("zarr.json", [b"{}"])  # from now on other weights would be refused
-    note_weights(cfg, run)
+    note_model(cfg, run)
     assert read_json(run.model)["weights"] == FIRST
 
 
@@ -54,12 +57,59 @@ def test_a_run_that_did_not_note_the_commit_goes_on(
     run = RunDirectory.claim(cfg)
     write_json(run.model, {"name": "owner/tiny", "weights": revision})  # by an older version
     run.pilot.write("zarr.json", [b"{}"])
-    note_weights(cfg, run)
+    note_model(cfg, run)
     assert read_json(run.model)["weights"] == revision, "stores are known by it"
 
 
-def test_a_folder_is_what_it_is(tmp_path: Path):
+@pytest.fixture
+def in_a_folder(tmp_path: Path) -> tuple[RunConfig, RunDirectory]:
+    """A run of a model whose folder is the test's own, which has noted it and stored something."""
+    folder = tmp_path / "model"
+    AutoConfig.for_model("gpt2", n_layer=2, n_embd=8, n_head=2, vocab_size=16).save_pretrained(
+        folder
+    )
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 99)
     cfg = config_file.load(write_config(tmp_path))
+    cfg = replace(cfg, model=ModelSource(name=str(folder)))
     run = RunDirectory.claim(cfg)
-    note_weights(cfg, run)
+    note_model(cfg, run)
+    run.pilot.write("zarr.json", [b"{}"])
+    return cfg, run
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **changes}))
+
+
+def test_a_folder_is_what_it_is(in_a_folder: tuple[RunConfig, RunDirectory]):
+    cfg, run = in_a_folder
     assert pinned(cfg, run) == cfg
+    edit(Path(cfg.model.name) / "config.json", transformers_version="99", _name_or_path="elsewhere")
+    note_model(cfg, run)  # who saved it is no matter
+
+
+@pytest.mark.parametrize("damage", ["weights", "config.json"])
+def test_a_folder_of_another_model_is_refused(
+    in_a_folder: tuple[RunConfig, RunDirectory], damage: str
+):
+    cfg, run = in_a_folder
+    folder = Path(cfg.model.name)
+    if damage == "weights":
+        (folder / "model.safetensors").write_bytes(bytes(range(256))[::-1] * 99)
+    else:
+        edit(folder / "config.json", activation_function="relu")
+    with pytest.raises(UserError, match=f"(other|another) {damage} than this run was made with"):
+        note_model(cfg, run)
+
+
+def test_a_run_that_did_not_note_the_configuration_goes_on(
+    in_a_folder: tuple[RunConfig, RunDirectory],
+):
+    cfg, run = in_a_folder
+    older = {**read_json(run.model), "weights": read_json(run.model)["weights"].partition("-")[0]}
+    write_json(run.model, older)
+    note_model(cfg, run)
+    assert read_json(run.model) == older, "stores are known by it"
+    (Path(cfg.model.name) / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match="other weights"):
+        note_model(cfg, run)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from actors.language_model import describe
-from actors.model_origin import weights
+from actors.model_origin import identity, is_same
 from actors.packer import Packer
 from orchestrator.config import RunConfig
 from orchestrator.errors import UserError
@@ -22,30 +22,35 @@ def pinned(cfg: RunConfig, run: RunDirectory) -> RunConfig:
     return replace(cfg, model=replace(cfg.model, revision=noted))
 
 
-def note_weights(cfg: RunConfig, run: RunDirectory) -> None:
-    """Write down which weights a run is made with; refuse others as soon as something was stored of them.
+def note_model(cfg: RunConfig, run: RunDirectory) -> None:
+    """Write down which model a run is made with; refuse another as soon as something was stored of it.
 
     Raises:
-        UserError: If they are others.
+        UserError: If it is another.
         InputError: If the model can't be found.
     """
     if run.model.is_file() and run.has_stored:
-        _refuse_other_weights(cfg, run)
+        _refuse_another(cfg, run)
     else:
-        write_json(run.model, {"name": cfg.model.name, "weights": weights(cfg.model)})
+        write_json(run.model, {"name": cfg.model.name, "weights": identity(cfg.model)})
 
 
-def _refuse_other_weights(cfg: RunConfig, run: RunDirectory) -> None:
+def _refuse_another(cfg: RunConfig, run: RunDirectory) -> None:
     there = read_json(run.model).get("weights")
     if not cfg.model.is_local and there in (None, cfg.model.revision):
         return  # of an older version, which did not know the commit
-    here = weights(pinned(cfg, run).model)
-    if here != there:
+    here = identity(pinned(cfg, run).model)
+    if not is_same(here, there):
         raise UserError(
-            f"{cfg.model.name} has other weights than those this run was made with (fingerprint {here}, and "
-            f"{there} in {run.model}), so its activations would not be those that are stored; put the former "
-            "weights back, or run again with another run_dir"
+            f"{cfg.model.name} has {_what_differs(here, there)} than this run was made with (fingerprint {here}, "
+            f"and {there} in {run.model}), so its activations would not be those that are stored; put the former "
+            "files back, or run again with another run_dir"
         )
+
+
+def _what_differs(here: str | None, there: str | None) -> str:
+    alike = here is not None and there is not None and is_same(here, there.partition("-")[0])
+    return "another config.json" if alike else "other weights"
 
 
 def check_model(cfg: RunConfig, run: RunDirectory, tokens: TokenSpec, d_model: int) -> None:
@@ -76,4 +81,4 @@ def check_model(cfg: RunConfig, run: RunDirectory, tokens: TokenSpec, d_model: i
             "again with another run_dir"
         )
     if run.model.is_file():  # runs of older versions have none
-        _refuse_other_weights(cfg, run)
+        _refuse_another(cfg, run)
