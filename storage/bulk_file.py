@@ -31,17 +31,17 @@ It lasts until room is asked for again, or other bytes are handed on."""
 Parts = Callable[[Room], Iterable[Bytes]]
 """The parts of a file one after the other, each to be used before the next is asked for."""
 
-
 _FREE: list[mmap.mmap] = []
 """Stages that no file needs any more: the system gives fresh memory page by page, which takes its time."""
 
 
-def _stage() -> mmap.mmap:
+def _stage_memory() -> mmap.mmap:
     """Begins where a block does, as the disk asks; a last piece may be made behind what is full."""
     try:
         return _FREE.pop()
     except IndexError:
-        return mmap.mmap(-1, STAGE_BYTES + PIECE_BYTES)
+        alone = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a forked process has its own from then on
+        return mmap.mmap(-1, STAGE_BYTES + PIECE_BYTES, flags=alone)
 
 
 class BulkFile:
@@ -54,7 +54,7 @@ class BulkFile:
             OSError: If it can't be written, as do all methods.
         """
         self._file = path.open("wb", buffering=0)
-        self._memory = _stage()
+        self._memory = _stage_memory()
         self._stage = np.frombuffer(self._memory, np.uint8)
         self._filled = 0
         self._lent: Bytes | None = None
@@ -96,8 +96,9 @@ class BulkFile:
 
     def close(self) -> None:
         """Let go of the file; what was not synced may be lost."""
-        self._file.close()
-        _FREE.append(self._memory)
+        if not self._file.closed:
+            self._file.close()
+            _FREE.append(self._memory)
 
     def _make_room(self) -> None:
         """Write the stage as often as it is full."""

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import mmap
 import os
+import subprocess
+import sys
 from contextlib import closing
 
 import numpy as np
@@ -91,6 +93,34 @@ def test_files_that_are_written_at_once_have_memory_of_their_own(tmp_path):
         file.close()
     for size in sizes:
         assert (tmp_path / str(size)).read_bytes() == bytes([size % 251]) * size
+
+
+FORKED = """
+import os, sys
+from contextlib import closing
+from pathlib import Path
+from storage.bulk_file import BulkFile
+
+BulkFile(Path(sys.argv[1])).close()  # its memory is free again, here and in the child
+ready, go = os.pipe()
+child = os.fork()
+if not child:
+    os.read(ready, 1)
+    BulkFile(Path(os.devnull)).room(9)[:] = 2
+    os._exit(0)
+with closing(BulkFile(Path(sys.argv[1]))) as file:
+    memory = file.room(9)
+    memory[:] = 1
+    os.write(go, b"x")
+    os.waitpid(child, 0)
+    file.write(memory)
+    file.sync()
+"""
+
+
+def test_a_forked_process_writes_from_memory_of_its_own(tmp_path):
+    subprocess.run([sys.executable, "-c", FORKED, tmp_path / "file"], check=True, timeout=60)
+    assert (tmp_path / "file").read_bytes() == b"\1" * 9
 
 
 def test_a_large_file_goes_past_the_systems_memory_and_its_end_through_it(tmp_path):
