@@ -38,7 +38,7 @@ class Size:
     context: int = 512
     batch_sequences: int = 8
     shard_sequences: int = 16
-    n_shards: int = 4
+    n_shards: int = 2
     n_groups: int = 4
 
     @property

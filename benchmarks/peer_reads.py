@@ -54,15 +54,12 @@ def _dictionary_learning(size: Size, passes: Iterator[Tensor], contexts: int) ->
     from dictionary_learning.buffer import ActivationBuffer
 
     def saved(value: Any) -> SimpleNamespace:
-        return SimpleNamespace(value=value, save=lambda: saved(value), stop=lambda: None)
+        return SimpleNamespace(value=value, save=lambda: saved(value))
 
-    class Block:
-        in_features = size.d_model
-
-        @property
-        def output(self) -> SimpleNamespace:
-            return saved(next(passes).unflatten(0, (-1, size.context)))
-
+    output = SimpleNamespace(
+        save=lambda: SimpleNamespace(value=next(passes).unflatten(0, (-1, size.context))),
+        stop=lambda: None,
+    )
     mask = torch.ones(SEQUENCES_AT_ONCE, size.context)
     model = SimpleNamespace(
         dtype=torch.float16,
@@ -70,7 +67,7 @@ def _dictionary_learning(size: Size, passes: Iterator[Tensor], contexts: int) ->
         inputs=saved((None, {"attention_mask": mask})),
     )
     buffer = ActivationBuffer(
-        *(iter(lambda: "", None), model, Block()),
+        *(iter(lambda: "", None), model, SimpleNamespace(output=output)),
         d_submodule=size.d_model,
         n_ctxs=contexts,
         ctx_len=size.context,

@@ -17,7 +17,12 @@ from benchmarks.worker import ROOT
 def main() -> int:
     """Measure, print, write; 1 if a row is below what is demanded."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=5, help="timed turns of each contender")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=5,
+        help="timed turns of each contender; twice as many of a harvest, and three times of writing",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="of the model in the harvest's rows")
     parser.add_argument(
@@ -26,7 +31,7 @@ def main() -> int:
         choices=["harvest", "writing", "reading", "mixing"],
         help="by default all",
     )
-    parser.add_argument("--shards", type=int, default=4, help="of one harvest, of 16 sequences")
+    parser.add_argument("--shards", type=int, default=2, help="of one harvest, of 16 sequences")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/store.json")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
@@ -35,7 +40,7 @@ def main() -> int:
         "harvest": lambda: [
             row
             for size in sizes
-            for row in harvest.measure(size, options.pairs, options.threads, options.device)
+            for row in harvest.measure(size, 2 * options.pairs, options.threads, options.device)
         ],
         "writing": lambda: writing.measure(writing.Size(), 3 * options.pairs),
         "mixing": mixing.measure,

@@ -246,7 +246,7 @@ class ShuffledBatches:
             begins=begins,
             layers=np.concatenate([store.row_layers(self._array, *span) for span in spans]),
             scales=np.concatenate([store.row_scales(self._array, *span) for span in spans]),
-            order=kept[order],
+            order=kept.take(order),
         )
 
 

@@ -176,8 +176,8 @@ class Window(NamedTuple):
                 chunk.take(within[first:last], 0, stored[first:last], "clip")
         return Batch(
             stored=torch.from_numpy(stored),
-            scale=torch.from_numpy(self.scales[rows]),
-            layer=torch.from_numpy(self.layers[rows].astype(np.int64)),
+            scale=torch.from_numpy(self.scales.take(rows)),
+            layer=torch.from_numpy(self.layers.take(rows).astype(np.int64)),
             dtype=dtype,
         )
 
