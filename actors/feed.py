@@ -95,8 +95,9 @@ def on_device(
 ) -> Iterator[tuple[Cursor, Batch]]:
     """The same batches on a device.
 
-    To a GPU each is copied while the one before it is used: through pinned memory, in a stream of its
-    own, by a thread of its own. What it is not there in time for is waited for here.
+    To a GPU each is gathered and copied while the one before it is used: through pinned memory, in a stream of
+    its own, by a thread of its own. What it is not there in time for is waited for here. A CPU that trains
+    would give to another thread what the gathering takes, and more for handing it over.
     """
     if torch.device(device).type == "cpu":
         yield from batches

@@ -5,13 +5,12 @@ cut into windows, so that the chunks of a window come from different shards wher
 The kept rows of a window are permuted in short runs; windows follow one another; batches are slices of
 that sequence, and inside a batch the rows stand as they do in their chunks. Whole chunks are read, each
 once per epoch, and any batch is found without reading what stands before its window. The next window is
-read while one is served, and the next batch gathered while one is used.
+read while one is served.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -23,8 +22,6 @@ from storage.hygiene import RowFilter
 from storage.ring import RingReader
 from storage.row_memory import RowMemory
 from storage.windows import Batch, Window, chunk_windows, joined, mixed, segments
-
-T = TypeVar("T")
 
 _PATIENCE_SECONDS = 0.1
 
@@ -107,9 +104,6 @@ class ShuffledBatches:
         A step beyond the epoch's last counts on into the next epoch. The stream from any cursor is
         what an unbroken one gives from there.
         """
-        return _ahead(self._batches(start), Future.result)
-
-    def _batches(self, start: Cursor) -> Iterator[tuple[Cursor, Batch]]:
         epoch, step = start.epoch, start.step
         while True:
             for batch in self._epoch(epoch, step * self._batch_rows):
@@ -131,7 +125,7 @@ class ShuffledBatches:
         """The batches of an epoch after its first `skip` rows, a multiple of the batch."""
         pending: list[Batch] = []
         dtype = self._store.spec.dtype
-        for window in _ahead(self._windows(epoch, skip), self._arrived):
+        for window in self._ahead(self._windows(epoch, skip)):
             offset = 0
             while offset < len(window.order):
                 wanted = self._batch_rows - sum(map(len, pending))
@@ -144,6 +138,15 @@ class ShuffledBatches:
             del window  # and with it what it holds of the files
         if pending:
             yield joined(pending)
+
+    def _ahead(self, windows: Iterator[Window]) -> Iterator[Window]:
+        """The windows, each read while the one before it is used."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, windows, None)
+            while (window := self._arrived(coming)) is not None:
+                coming = thread.submit(next, windows, None)
+                yield window
+                del window  # what is used up holds nothing while the next one is waited for
 
     def _arrived(self, coming: Future[Window | None]) -> Window | None:
         """The next window. Who waits for it has used up all others, and holds nothing back."""
@@ -248,13 +251,3 @@ class ShuffledBatches:
             scales=np.concatenate([store.row_scales(self._array, *span) for span in spans]),
             order=kept.take(order),
         )
-
-
-def _ahead(items: Iterator[T], arrived: Callable[[Future[T | None]], T | None]) -> Iterator[T]:
-    """The items, each made while the one before it is used; `arrived` waits for one."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := arrived(coming)) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
-            del item  # what is used up holds nothing while the next one is waited for
