@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 from orchestrator.placement import Nodes, Placement
 from orchestrator.pool import Pool
 from orchestrator.run_directory import RunDirectory
-from orchestrator.stages.same_model import note_weights
+from orchestrator.stages.same_model import note_model
 from storage.errors import RowsError
 from tests.counter import Counter
 from tests.ray_nodes import RAY, if_it_can_mount, lose, nodes
@@ -83,7 +83,7 @@ def test_a_node_without_strata_or_the_model_that_joins_is_left_out(tmp_path: Pat
         cluster.connected(ComputeConfig(address=there.address)),
     ):
         run = RunDirectory.claim(cfg)
-        note_weights(cfg, run)
+        note_model(cfg, run)
         cluster_cfg = replace(cfg, compute=ComputeConfig(address=there.address))
         pool = Pool.of_run(cluster_cfg, run, heard.append)
         work = pool.work(Counter, (tmp_path,), "somewhere", [(i,) for i in range(N_JOBS)])
