@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, hf_hub_download
 from transformers import AutoConfig
 
+from actors.errors import InputError
 from actors.model_source import ModelSource
 from actors.pretrained import load_pretrained
 
@@ -42,12 +43,18 @@ def identity(source: ModelSource) -> str | None:
     be their shapes the same. The same weights compute something else with another configuration.
 
     Raises:
-        InputError: If there is no such model.
+        InputError: If there is no such model, or its configuration can't be read.
     """
     if not source.is_local:
         return revision(source)
     folder = Path(source.name)
-    config = json.loads((folder / "config.json").read_bytes())
+    try:
+        config = dict(json.loads((folder / "config.json").read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} can't be read ({error}), and must hold a model's configuration; "
+            "put the model's own file there"
+        ) from error
     said = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
     text = json.dumps(said, sort_keys=True).encode()
     return f"{_weights(folder)}-{hashlib.blake2b(text, digest_size=8).hexdigest()}"
