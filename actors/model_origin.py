@@ -16,8 +16,8 @@ SAMPLE_BYTES = 2**20
 SAMPLES = 16
 """Of a file of weights; one of a large model is not read whole each time."""
 
-_SAYS_NOTHING = ("_name_or_path", "transformers_version")
-"""Of a model's configuration: who saved it."""
+_SAYS_NOTHING = ("_name_or_path", "architectures", "transformers_version", "use_cache")
+"""Of a model's configuration: who saved it, for what head, and how text is made with it."""
 
 
 def revision(source: ModelSource) -> str | None:
@@ -56,6 +56,7 @@ def identity(source: ModelSource) -> str | None:
             "put the model's own file there"
         ) from error
     said = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
+    said["dtype"] = said.pop("torch_dtype", said.get("dtype"))  # its name before transformers 5
     text = json.dumps(said, sort_keys=True).encode()
     return f"{_weights(folder)}-{hashlib.blake2b(text, digest_size=8).hexdigest()}"
 

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -20,6 +25,13 @@ from actors.errors import InputError
 from actors.model_source import ModelSource
 
 Loaded = TypeVar("Loaded")
+
+_LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers raises where files are not whole, or hold something else."""
+
 _PROBE_SECONDS = 5.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -57,7 +69,7 @@ def load_pretrained(source: ModelSource, loader: Callable[..., Loaded], **option
 def _loaded(source: ModelSource, loader: Callable[..., Loaded], **options: Any) -> Loaded:
     try:
         return loader(source.name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         raise InputError(
             f"the model {source.name} can't be loaded: {_first_line(error)}; it must hold "
             "config.json, safetensors weights and tokenizer.json, whole and of one architecture "

@@ -10,6 +10,7 @@ read while one is served.
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,10 +144,15 @@ class ShuffledBatches:
         """The windows, each read while the one before it is used."""
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(next, windows, None)
-            while (window := self._arrived(coming)) is not None:
-                coming = thread.submit(next, windows, None)
-                yield window
-                del window  # what is used up holds nothing while the next one is waited for
+            try:
+                while (window := self._arrived(coming)) is not None:
+                    coming = thread.submit(next, windows, None)
+                    yield window
+                    del window  # what is used up holds nothing while the next one is waited for
+            finally:
+                with suppress(Exception):  # told already, or of a window that nobody wants
+                    self._arrived(coming)
+                self._let_go()  # nor does who goes away hold anything
 
     def _arrived(self, coming: Future[Window | None]) -> Window | None:
         """The next window. Who waits for it has used up all others, and holds nothing back."""

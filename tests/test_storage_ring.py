@@ -110,6 +110,28 @@ def test_reading_goes_on_at_any_cursor(tmp_path):
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.timeout(120)
+def test_readers_that_begin_elsewhere_hold_nothing_of_where_they_were(tmp_path):
+    """Two at once fill the room, each with what it held and what was read ahead for it."""
+    whole = batches(filled_store(tmp_path / "whole.zarr", SPEC))
+    n = whole.batches_per_epoch
+    expected = taken(whole.batches(Cursor()), 2 * n)
+    with written_on_demand(tmp_path, []) as requests, ThreadPoolExecutor() as threads:
+
+        def jump(name: str, seed: int) -> None:
+            reader = RingReader(requests, name)
+            mine = batches(ActivationStore.open(tmp_path / "ring.zarr"), reader)
+            for step in np.random.default_rng(seed).integers(0, n, 8).tolist():
+                stream = mine.batches(Cursor(step=step))  # the one before is dropped, not left
+                for one, other in zip(taken(stream, 5), expected[step:], strict=False):
+                    np.testing.assert_array_equal(one, other)
+            reader.leave()
+            stream.close()
+
+        for reader in [threads.submit(jump, f"r{seed}", seed) for seed in (1, 2)]:
+            reader.result()
+
+
 def test_what_was_passed_before_is_not_written_again_for_a_reader_that_goes_on(tmp_path):
     store = ActivationStore.create(tmp_path / "ring.zarr", SPEC)
     n = batches(filled_store(tmp_path / "whole.zarr", SPEC)).batches_per_epoch
