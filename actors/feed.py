@@ -93,14 +93,17 @@ class Feed:
 def on_device(
     batches: Iterator[tuple[Cursor, Batch]], device: str
 ) -> Iterator[tuple[Cursor, Batch]]:
-    """The same batches on a device.
+    """The same batches on a device, each gathered by a thread of its own while the one before it is used.
 
-    To a GPU each is gathered and copied while the one before it is used: through pinned memory, in a stream of
-    its own, by a thread of its own. What it is not there in time for is waited for here. A CPU that trains
-    would give to another thread what the gathering takes, and more for handing it over.
+    To a GPU it copies them too, through pinned memory, in a stream of its own. What is not there in time
+    is waited for here.
     """
     if torch.device(device).type == "cpu":
-        yield from batches
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, batches, None)
+            while (found := coming.result()) is not None:
+                coming = thread.submit(next, batches, None)
+                yield found
         return
     copies = torch.cuda.Stream(device)
 
