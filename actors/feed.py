@@ -1,9 +1,10 @@
 """Batches on their way to trials: read and copied to the device once, for all who train on the same ones."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float32, Int64
@@ -13,6 +14,8 @@ from sae.ranks import Ranks
 from storage.batches import Cursor, ShuffledBatches
 from storage.ring import RingReader
 from storage.windows import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,7 @@ def on_device(
     is waited for here.
     """
     if torch.device(device).type == "cpu":
-        with ThreadPoolExecutor(1) as thread:
-            coming = thread.submit(next, batches, None)
-            while (found := coming.result()) is not None:
-                coming = thread.submit(next, batches, None)
-                yield found
+        yield from _ahead(lambda: next(batches, None))
         return
     copies = torch.cuda.Stream(device)
 
@@ -118,12 +117,17 @@ def on_device(
             copied.record()
         return cursor, moved, copied
 
+    for cursor, batch, copied in _ahead(bring):
+        copied.synchronize()
+        for tensor in (batch.stored, batch.scale, batch.layer):
+            tensor.record_stream(torch.cuda.current_stream(device))
+        yield cursor, batch
+
+
+def _ahead(bring: Callable[[], T | None]) -> Iterator[T]:
+    """What is brought, each while the one before it is used, until nothing comes."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(bring)
         while (brought := coming.result()) is not None:
             coming = thread.submit(bring)
-            cursor, batch, copied = brought
-            copied.synchronize()
-            for tensor in (batch.stored, batch.scale, batch.layer):
-                tensor.record_stream(torch.cuda.current_stream(device))
-            yield cursor, batch
+            yield brought
